@@ -1,0 +1,57 @@
+"""Score and prune training datasets into Parquet, and prove that nothing was lost.
+
+The public names are loaded on first use, so that `import datapipe` costs milliseconds and pulls in neither torch nor
+Polars.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datapipe.config import CurateConfig
+    from datapipe.curation import curate
+    from datapipe.frames import score, select
+    from datapipe.runs import CurateResult, open_run
+    from datapipe.selection.budget import Budget
+    from datapipe.storage.source import scan
+    from datapipe.storage.verify import verify
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Budget": "datapipe.selection.budget",
+    "CurateConfig": "datapipe.config",
+    "CurateResult": "datapipe.runs",
+    "open_run": "datapipe.runs",
+    "curate": "datapipe.curation",
+    "scan": "datapipe.storage.source",
+    "score": "datapipe.frames",
+    "select": "datapipe.frames",
+    "verify": "datapipe.storage.verify",
+}
+
+__all__ = [
+    "Budget",
+    "CurateConfig",
+    "CurateResult",
+    "__version__",
+    "curate",
+    "open_run",
+    "scan",
+    "score",
+    "select",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'datapipe' has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,181 @@
+"""`datapipe …`: parse, call one public function, show."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer import Argument, Option
+
+from datapipe.errors import ConfigError, DatapipeError
+
+app = typer.Typer(
+    name="datapipe",
+    help="Score and prune training datasets into Parquet, and prove that nothing was lost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+INTERRUPTED = 130
+_json_option = Option("--json", help="Print one JSON object on standard output and nothing else.")
+
+
+@app.command()
+def curate(
+    source: Annotated[str | None, Argument(help="Parquet, CSV, JSON Lines or Arrow; a folder or glob works.")] = None,
+    out: Annotated[Path | None, Option(help="Folder of the run. A run begun there is resumed.")] = None,
+    keep: Annotated[float | None, Option(help="Fraction kept, 0 < keep <= 1; default 0.3. One budget a run.")] = None,
+    keep_rows: Annotated[int | None, Option(help="Rows kept, exactly.")] = None,
+    keep_tokens: Annotated[int | None, Option(help="Tokens kept, at most; the run's tokenizer counts.")] = None,
+    metric: Annotated[str | None, Option(help="prototypes (distance to the nearest centroid) or random.")] = None,
+    strategy: Annotated[
+        str | None,
+        Option(
+            help="auto, hard, easy, random or strata. auto follows the evidence and says why; hard and easy are obeyed."
+        ),
+    ] = None,
+    balance: Annotated[str | None, Option(help="Column; each value gets at least half of an equal share.")] = None,
+    text_column: Annotated[str | None, Option(help="Text to embed; default 'text' or the only string column.")] = None,
+    embedding_column: Annotated[str | None, Option(help="Vectors in the source; then nothing is embedded.")] = None,
+    label_column: Annotated[
+        str | None, Option(help="Class labels: set the number of prototypes and the strata.")
+    ] = None,
+    id_column: Annotated[str | None, Option(help="Unique names of the rows; default: ids from the content.")] = None,
+    dedup: Annotated[str | None, Option(help="none or exact: take out repeats of a normalised text.")] = None,
+    protect: Annotated[
+        str | None, Option(help="Evaluation file; rows that match it, exactly or nearly, go out.")
+    ] = None,
+    protect_threshold: Annotated[float | None, Option(help="Cosine from which a row matches nearly.")] = None,
+    model: Annotated[str | None, Option(help="Embedder: default, a local folder, or a cached hub id.")] = None,
+    tokenizer: Annotated[str | None, Option(help="Model whose tokenizer counts tokens; default the embedder.")] = None,
+    device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1.")] = None,
+    prototypes: Annotated[int | None, Option(help="Centroids; default: classes, else the root of the rows.")] = None,
+    seed: Annotated[int | None, Option(help="Another seed, another random choice; 0 by default.")] = None,
+    max_rejected: Annotated[int | None, Option(help="Refuse the run when more rows than this are rejected.")] = None,
+    shard_rows: Annotated[
+        int | None, Option(help="Rows of a shard; a killed run loses the shards in the making.")
+    ] = None,
+    workers: Annotated[
+        int | None, Option(help="Threads; default one a core. The result does not depend on it.")
+    ] = None,
+    config: Annotated[Path | None, Option(help="TOML file with any of these options; the command line wins.")] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Say rows, disk and time, and write nothing.")] = False,
+    as_json: Annotated[bool, _json_option] = False,
+) -> None:
+    """Score SOURCE and write the rows worth training on to OUT/kept.parquet."""
+    given = {name: value for name, value in locals().items() if value is not None}
+    for name in ("config", "dry_run", "as_json"):
+        given.pop(name, None)
+    options, source_, out_ = _merge(given, config)
+    threads = options.pop("workers", None)
+
+    from datapipe.curation import Curation
+    from datapipe.progress import for_terminal
+
+    curation = Curation(source_, out=out_, workers=threads, **options)
+    if dry_run:
+        _show(curation.estimate().as_dict(), as_json=as_json)
+        return
+    try:
+        with for_terminal(Console(stderr=True)) as progress:
+            result = curation.run(progress=progress)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; run the same command again to go on where it stopped")
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        _print_json(result.as_dict())
+        return
+    from datapipe.report.table import print_summary
+
+    for warning in result.warnings:
+        Console(stderr=True).print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
+    print_summary(result.out, timings=result.timings, console=Console())
+
+
+@app.command()
+def verify(
+    run: Annotated[Path, Argument(help="Folder of a finished run.")],
+    as_json: Annotated[bool, _json_option] = False,
+) -> None:
+    """Hash every file of RUN again and compare with its manifests. Exit 1 where one differs."""
+    from datapipe.storage.verify import verify as verify_run
+
+    found = verify_run(run)
+    if as_json:
+        _print_json({"ok": found.ok, "files": found.files, "bytes": found.bytes, "problems": list(found.problems)})
+    elif found.ok:
+        Console().print(f"{found.files:,} files, {found.bytes:,} bytes: all as their manifests say")
+    else:
+        for problem in found.problems:
+            Console(stderr=True).print(f"[red]{escape(problem)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(0 if found.ok else 1)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, Argument(help="Folder of a finished run.")],
+    as_json: Annotated[bool, _json_option] = False,
+) -> None:
+    """Show what RUN kept and dropped, and where its page is."""
+    from datapipe.storage.verify import read_run_manifest
+
+    if as_json:
+        _print_json(read_run_manifest(run))
+        return
+    from datapipe.report.table import print_summary
+
+    print_summary(run, timings=(), console=Console())
+
+
+@app.command(name="config")
+def show_config(*, as_json: Annotated[bool, _json_option] = False) -> None:
+    """Show the settings of this environment (`DATAPIPE_…`)."""
+    from datapipe.settings import Settings
+
+    _show(Settings().model_dump(), as_json=as_json)
+
+
+def _merge(given: dict[str, Any], config: Path | None) -> tuple[dict[str, Any], str, Path]:
+    from datapipe.config import read_config_file
+
+    options = {**(read_config_file(config) if config is not None else {}), **given}
+    where = f"{config} or the command line" if config is not None else "the command line"
+    for name in ("source", "out"):
+        if name not in options:
+            raise ConfigError(f"{name} is missing: give it on {where}")
+    return options, str(options.pop("source")), Path(options.pop("out"))
+
+
+def _show(values: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        _print_json(values)
+        return
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    for name, value in values.items():
+        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, (int, float)) else str(value))
+    Console().print(table)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1, default=str) + "\n")
+
+
+def main() -> None:
+    """Run the command; an expected error is one line on standard error and exit 1."""
+    try:
+        app()
+    except DatapipeError as error:
+        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

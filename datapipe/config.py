@@ -1,0 +1,186 @@
+"""What a curation run is asked for: one frozen dataclass, checked when it is made."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+
+from datapipe.errors import BudgetError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from datapipe.selection.budget import Budget
+
+Strategy = Literal["auto", "hard", "easy", "random", "strata"]
+DedupMode = Literal["none", "exact"]
+MetricName = Literal["prototypes", "random"]
+
+DEFAULT_KEEP = 0.3
+
+
+class CurateOptions(TypedDict, total=False):
+    """The keyword arguments of `datapipe.curate`, as `CurateConfig` documents them."""
+
+    keep: float | None
+    keep_rows: int | None
+    keep_tokens: int | None
+    metric: MetricName
+    strategy: Strategy
+    balance: str | None
+    text_column: str | None
+    embedding_column: str | None
+    label_column: str | None
+    id_column: str | None
+    dedup: DedupMode
+    protect: str | None
+    protect_threshold: float
+    model: str
+    tokenizer: str | None
+    device: str | None
+    prototypes: int | None
+    seed: int
+    max_rejected: int | None
+    shard_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurateConfig:
+    """Options of a run. Unset columns are found where there is only one candidate.
+
+    Attributes:
+        keep: Fraction of the accepted rows to keep, 0 < keep <= 1; 0.3 where no budget is given.
+        keep_rows: Rows to keep, at least 1. Excludes `keep` and `keep_tokens`.
+        keep_tokens: Tokens to keep at most, counted by the run's tokenizer.
+        metric: How rows are scored: `prototypes` or `random`.
+        strategy: How scores become a choice. `auto` follows the published evidence; `hard` and `easy` are obeyed, with
+            a warning where the evidence is against them; `strata` spreads the budget over the scores; `random` ignores
+            them.
+        balance: Column whose values get at least half of an equal share of the budget each.
+        text_column: Text to embed. Default: the column `text`, or the only string column.
+        embedding_column: Vectors that the source brings; then nothing is embedded.
+        label_column: Class labels: they set the number of prototypes and the strata.
+        id_column: Column whose values name the rows; must be unique. Default: row ids come from the rows' content.
+        dedup: `exact` takes out all but one of the rows whose normalised text is equal.
+        protect: File with evaluation rows; what matches one, exactly or nearly, is taken out.
+        protect_threshold: Cosine from which a row matches nearly, 0 < threshold <= 1. At 0.98 nearly all matches are
+            copies with a word changed; at 0.95 most are other questions on the same matter.
+        model: Embedder: `default` (embedded), `embedded:NAME`, a local folder, or a hub id.
+        tokenizer: Model whose tokenizer counts tokens; default: the run's model.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; default from `DATAPIPE_DEVICE`, else `auto`.
+        prototypes: Centroids k; default: the number of classes, else the square root of the rows within 16 ... 50,000.
+        seed: Seeds hash order and k-means.
+        max_rejected: Most rows that may be rejected before the run is refused; default: any number but all.
+        shard_rows: Most rows of a canonical shard, about; a killed run loses at most the shards in the making.
+    """
+
+    keep: float | None = None
+    keep_rows: int | None = None
+    keep_tokens: int | None = None
+    metric: MetricName = "prototypes"
+    strategy: Strategy = "auto"
+    balance: str | None = None
+    text_column: str | None = None
+    embedding_column: str | None = None
+    label_column: str | None = None
+    id_column: str | None = None
+    dedup: DedupMode = "none"
+    protect: str | None = None
+    protect_threshold: float = 0.98
+    model: str = "default"
+    tokenizer: str | None = None
+    device: str | None = None
+    prototypes: int | None = None
+    seed: int = 0
+    max_rejected: int | None = None
+    shard_rows: int = 32_768
+
+    def __post_init__(self) -> None:
+        self._check_budget()
+        self._check_columns()
+        _one_of("metric", self.metric, get_args(MetricName))
+        _one_of("strategy", self.strategy, get_args(Strategy))
+        _one_of("dedup", self.dedup, get_args(DedupMode))
+        _in_range("seed", self.seed, 0, 2**63 - 1)
+        _in_range("shard_rows", self.shard_rows, 1, 1 << 22)
+        if self.prototypes is not None:
+            _in_range("prototypes", self.prototypes, 1, 1 << 22)
+        if self.max_rejected is not None:
+            _in_range("max_rejected", self.max_rejected, 0, 2**63 - 1)
+        if not 0 < self.protect_threshold <= 1:
+            raise ConfigError(f"protect_threshold must be above 0 and at most 1, got {self.protect_threshold}")
+
+    def _check_budget(self) -> None:
+        given = [name for name in ("keep", "keep_rows", "keep_tokens") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise BudgetError(f"{' and '.join(given)} exclude each other: a run has one budget")
+        if self.keep is not None and not 0 < self.keep <= 1:
+            raise BudgetError(f"keep must be a fraction above 0 and at most 1, got {self.keep}")
+        for name in ("keep_rows", "keep_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BudgetError(f"{name} must be at least 1, got {value}")
+
+    def _check_columns(self) -> None:
+        if self.embedding_column is None or self.text_column is not None:
+            return
+        if self.keep_tokens is not None:
+            raise ConfigError("keep_tokens needs text_column: vectors alone have no tokens to count")
+        if self.dedup == "exact":
+            raise ConfigError("dedup='exact' compares texts: name the text_column")
+
+    @classmethod
+    def from_mapping(cls, options: Mapping[str, Any], *, origin: str = "options") -> CurateConfig:
+        """Build from names and values; a dash in a name counts as an underscore.
+
+        Raises:
+            ConfigError: A name is unknown; says where it stands and what comes nearest.
+        """
+        known = [each.name for each in fields(cls)]
+        clean = {name.replace("-", "_"): value for name, value in options.items()}
+        for name in clean:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                raise ConfigError(
+                    f"{origin}: unknown option {name!r}" + (f", did you mean {near[0]!r}?" if near else "")
+                )
+        try:
+            return cls(**clean)
+        except TypeError as error:
+            raise ConfigError(f"{origin}: {error}") from error
+
+
+def budget_of(config: CurateConfig) -> Budget:
+    """The run's budget: as given, else `DEFAULT_KEEP` of the rows."""
+    from datapipe.selection.budget import Budget
+
+    if config.keep_rows is None and config.keep_tokens is None:
+        return Budget(fraction=DEFAULT_KEEP if config.keep is None else config.keep)
+    return Budget(rows=config.keep_rows, tokens=config.keep_tokens)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Read options from a TOML file: the names of `CurateConfig`, and `source` and `out`.
+
+    Raises:
+        ConfigError: The file is missing or no TOML; names it.
+    """
+    try:
+        return {name.replace("-", "_"): value for name, value in tomllib.loads(path.read_text()).items()}
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def _in_range(name: str, value: object, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ConfigError(f"{name} must be a whole number from {low} to {high}, got {value!r}")

@@ -1,0 +1,233 @@
+"""A curation run: options and a source in, a run folder out.
+
+    source -> ingest -> embed -> [screen] -> fit -> score -> select -> export -> report -> DIR/kept.parquet ...
+
+`curate` is the Python face; the command line and the flow use the same `Curation`, so all three write the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from datapipe.config import CurateConfig, CurateOptions
+from datapipe.errors import ConfigError, RejectedError
+from datapipe.executors.local import LocalExecutor
+from datapipe.pipeline import Pipeline
+from datapipe.progress import Only
+from datapipe.runs import CurateResult, run_manifest
+from datapipe.settings import Settings
+from datapipe.stages.build import Wiring
+from datapipe.storage.atomic import explain_os_error, make_folder, write_atomically
+from datapipe.storage.digest import digest_of, plain
+from datapipe.storage.lock import exclusive
+from datapipe.storage.publish import publish
+from datapipe.storage.stage import StageStore
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    import polars as pl
+
+    from datapipe.pipeline import Executor, StageOutput, StageTiming
+    from datapipe.progress import Progress
+    from datapipe.stages.estimate import Estimate
+    from datapipe.storage.source import Source
+
+DIGESTS = ".source-digests.json"
+SCRATCH = ".scratch"
+
+
+class Curation:
+    """One run over one source, not yet begun.
+
+    Args:
+        source: A path, glob, folder or list of paths; a Polars frame.
+        out: The run folder.
+        workers: Threads of the local executor; default from `DATAPIPE_WORKERS`, else one a core.
+        executor: Runs the stages that work shard by shard; default the threads of this process.
+        **options: See `CurateConfig`.
+
+    Raises:
+        ConfigError: An option is unknown or out of range.
+        SourceError: The source cannot be read.
+        ColumnError: A column that the run needs is not there.
+        ModelError: The model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | list[str] | pl.DataFrame | pl.LazyFrame,
+        *,
+        out: str | os.PathLike[str],
+        workers: int | None = None,
+        executor: Executor | None = None,
+        **options: Unpack[CurateOptions],
+    ) -> None:
+        self.config = CurateConfig.from_mapping(dict(options))
+        self.out = Path(out)
+        self._settings = Settings()
+        self._asked = source
+        if workers is not None and executor is not None:
+            raise ConfigError("workers belongs to the local executor; leave it out where an executor is given")
+        self._executor = executor if executor is not None else LocalExecutor(workers or self._settings.workers)
+        self._timings: list[StageTiming] = []
+
+    @cached_property
+    def source(self) -> Source:
+        """The opened source."""
+        from datapipe.storage.source import open_source
+
+        text = () if self.config.text_column is None else (self.config.text_column,)
+        return open_source(self._asked, limits=self._settings.limits.as_limits(), text_columns=text)
+
+    @cached_property
+    def wiring(self) -> Wiring:
+        """Columns, model and stages."""
+        return Wiring(self.config, self.source, settings=self._settings)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """The stages, in order."""
+        return self.wiring.stage_names
+
+    def run(self, *, progress: Progress | None = None) -> CurateResult:
+        """Make every stage that is missing and publish the result.
+
+        Raises:
+            LockedError: Another process is writing to the run folder.
+            RejectedError: More rows were rejected than `max_rejected` allows.
+            OutputError: The disk is full or cannot be written; what is finished stays.
+        """
+        with exclusive(self.out):
+            outputs = self._make(progress=progress, until=None)
+            return self._publish(outputs)
+
+    def run_stage(self, stage: str, *, progress: Progress | None = None) -> dict[str, Any]:
+        """Bring `stage` and all before it up to date; returns its rows, seconds and whether it had been done before.
+
+        Raises:
+            ConfigError: The run has no such stage.
+        """
+        if stage not in self.stage_names:
+            raise ConfigError(f"this run has no stage {stage!r}; its stages are {', '.join(self.stage_names)}")
+        with exclusive(self.out):
+            self._make(progress=Only(stage, progress) if progress is not None else None, until=stage)
+        own = self._timings[-1]
+        return {"stage": stage, "rows": own.rows, "seconds": round(own.seconds, 3), "reused": own.reused}
+
+    def outputs(self, *, until: str, progress: Progress | None = None) -> dict[str, StageOutput]:
+        """Bring `until` and all before it up to date, and return what those stages put out."""
+        with exclusive(self.out):
+            return self._make(progress=progress, until=until)
+
+    def publish(self) -> CurateResult:
+        """Make the finished stages the result of the run; makes what is missing first."""
+        return self.run()
+
+    def estimate(self) -> Estimate:
+        """Say what the run would read, write and take, and write nothing."""
+        from datapipe.stages.estimate import estimate
+
+        return estimate(self.wiring)
+
+    def _make(self, *, progress: Progress | None, until: str | None) -> dict[str, StageOutput]:
+        scratch = self.out / SCRATCH
+        shutil.rmtree(scratch, ignore_errors=True)
+        make_folder(scratch)
+        try:
+            pipeline = Pipeline(self.wiring.stages(self._source_digests()))
+            outputs = pipeline.run(
+                StageStore(self.out / "stages"),
+                self._executor,
+                scratch=scratch,
+                progress=progress,
+                until=until,
+                check=self._check_rejected,
+            )
+            self._timings = pipeline.timings
+        except OSError as error:
+            if error.errno is None:
+                raise
+            raise explain_os_error(error, self.out) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return outputs
+
+    def _source_digests(self) -> tuple[str, ...]:
+        """Digests of the source files; those of unchanged files are remembered in the run folder."""
+        path = self.out / DIGESTS
+        try:
+            known = dict(json.loads(path.read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):
+            known = {}
+        digests = self.source.digests(known)
+        write_atomically(path, json.dumps(known, indent=1).encode())
+        return digests
+
+    def _check_rejected(self, output: StageOutput) -> None:
+        most = self.config.max_rejected
+        if output.name != "ingest" or most is None:
+            return
+        rejected: dict[str, int] = dict(output.facts["rejected"])
+        if sum(rejected.values()) > most:
+            by_reason = ", ".join(f"{rows:,} {reason}" for reason, rows in sorted(rejected.items()))
+            raise RejectedError(
+                f"{sum(rejected.values()):,} rows were rejected ({by_reason}), max_rejected is {most:,}; "
+                f"see {output.path / 'rejected.parquet'}"
+            )
+
+    def _publish(self, outputs: Mapping[str, StageOutput]) -> CurateResult:
+        files: dict[str, Path | bytes] = {
+            "kept.parquet": outputs["export"].path / "kept.parquet",
+            "scores.parquet": outputs["export"].path / "scores.parquet",
+            "selection.parquet": outputs["select"].path / "selection.parquet",
+            "report.html": outputs["report"].path / "report.html",
+        }
+        if outputs["ingest"].has("rejected.parquet"):
+            files["rejected.parquet"] = outputs["ingest"].path / "rejected.parquet"
+        manifest = run_manifest(self.config, self.source, self.wiring, outputs=outputs, names=sorted(files))
+        files["manifest.json"] = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+        publish(self.out, files, key=digest_of(manifest)[:24])
+        timings = [plain(timing) for timing in self._timings]
+        write_atomically(self.out / "timings.json", json.dumps({"stages": timings}, indent=1).encode())
+        return CurateResult(out=self.out, manifest=manifest, timings=tuple(self._timings))
+
+
+def curate(
+    source: str | os.PathLike[str] | list[str] | pl.DataFrame | pl.LazyFrame,
+    *,
+    out: str | os.PathLike[str],
+    workers: int | None = None,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+    **options: Unpack[CurateOptions],
+) -> CurateResult:
+    """Score a data set and write the rows worth training on; the same run as `datapipe curate SOURCE --out OUT`.
+
+    A run begun in `out` is resumed: what is done is not done again. The same source and options give the same bytes,
+    however the source is cut and ordered and however often the run was interrupted.
+
+    Args:
+        source: Parquet, CSV, JSON Lines or Arrow IPC; a folder, glob or list of them; a Hugging Face `save_to_disk`
+            folder; an `s3://`, `gs://` or `hf://` address; a Polars frame.
+        out: The run folder.
+        workers: Threads; default one a core. The result does not depend on it.
+        executor: Runs the stages that work shard by shard; default the threads of this process.
+        progress: Is told how far the run is; see `datapipe.progress`.
+        **options: `keep`, `metric`, `strategy` and the others; see `CurateConfig`.
+
+    Returns:
+        The finished run; `result.kept` is a LazyFrame.
+
+    Raises:
+        DatapipeError: Each mistake has its own class; see `datapipe.errors`.
+    """
+    return Curation(source, out=out, workers=workers, executor=executor, **options).run(progress=progress)
+
+
+__all__ = ["Curation", "curate"]

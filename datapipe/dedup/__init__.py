@@ -1,0 +1,1 @@
+"""Rows that are in the data already, or must not be."""

@@ -1,0 +1,78 @@
+"""Sections of rows to read: kept and dropped examples, and rows taken out for another one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from datapipe.report.markup import Html, breakable, count, cut, join, number, tag
+from datapipe.report.sections import NAME_CHARACTERS, and_more, by_loss, kept_of, words
+
+if TYPE_CHECKING:
+    from datapipe.report.facts import Example, RunFacts, StratumExamples, StratumFacts
+
+__all__ = ["examples", "matches"]
+
+EXAMPLES_FIRST, EXAMPLES_MOST = 6, 40
+"""Strata shown openly, and those and the ones in the fold under them together."""
+MATCHES_MOST = 24
+
+
+def matches(facts: RunFacts) -> Html:
+    """Show rows that were taken out for another row, with the evidence."""
+    if not facts.matches:
+        return Html("")
+    ordered = sorted(facts.matches, key=lambda match: (match.rule, match.similarity, match.row_id))
+    rows = [
+        tag("tr", tag("td", words(match.rule)), tag("td", number(match.similarity), class_="n"),
+            tag("td", cut(match.text), dir="auto"), tag("td", cut(match.other), dir="auto"))
+        for match in ordered[:MATCHES_MOST]
+    ]  # fmt: skip
+    head = [
+        tag("th", name, scope="col", class_="n" if name == "Similarity" else None)
+        for name in ("Rule", "Similarity", "Row taken out", "Because of")
+    ]
+    table = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *rows))
+    says = "Rows taken out because another row says the same, or an evaluation set holds them; weakest evidence first."
+    return join(
+        tag("h2", "Matches", id="matches-title"), tag("p", says), tag("div", table, class_="scroll"),
+        and_more(len(ordered) - MATCHES_MOST, "matches"),
+    )  # fmt: skip
+
+
+def examples(facts: RunFacts) -> Html:
+    """Show kept and dropped rows side by side, the strata that lost most first."""
+    place_of = {stratum.name: index for index, stratum in enumerate(by_loss(facts))}
+    found = [group for group in facts.examples if group.kept or group.dropped]
+    ordered = sorted(found, key=lambda group: (place_of.get(group.stratum, len(place_of)), group.stratum))
+    if not ordered:
+        return Html("")
+    known = {stratum.name: stratum for stratum in facts.strata}
+    groups = [_group(group, known.get(group.stratum)) for group in ordered[:EXAMPLES_MOST]]
+    search = tag(
+        "div", tag("label", "Find in examples", tag("input", type="search", id="search")),
+        tag("span", id="found", class_="soft", role="status"), class_="controls", data_script=True, hidden=True,
+    )  # fmt: skip
+    says = "A few rows of each stratum, drawn by hash order. Read across: would you have made the same choice?"
+    parts = [tag("h2", "Examples", id="examples-title"), tag("p", says), search, *groups[:EXAMPLES_FIRST]]
+    if groups[EXAMPLES_FIRST:]:
+        more = f"Examples of {count(len(groups) - EXAMPLES_FIRST)} more strata"
+        parts.append(tag("details", tag("summary", more), *groups[EXAMPLES_FIRST:]))
+    return join(*parts, and_more(len(ordered) - EXAMPLES_MOST, "strata"))
+
+
+def _group(group: StratumExamples, stratum: StratumFacts | None) -> Html:
+    known = tag("small", kept_of(stratum)) if stratum else None
+    sides = [
+        tag("div", tag("h4", title), tag("ul", *(_row(row) for row in rows), class_="rows"), class_=class_)
+        for title, rows, class_ in (("Kept", group.kept, "kept"), ("Dropped", group.dropped, "dropped"))
+        if rows
+    ]
+    heading = tag("h3", breakable(cut(group.stratum, limit=NAME_CHARACTERS)), known)
+    return tag("div", heading, tag("div", *sides, class_="pair"), class_="stratum")
+
+
+def _row(row: Example) -> Html:
+    score = tag("span", f"score {number(row.score)}") if row.score is not None else None
+    return tag(
+        "li", tag("p", cut(row.text), dir="auto"), tag("small", score, tag("code", row.row_id[:12], title=row.row_id))
+    )

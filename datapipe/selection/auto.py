@@ -1,0 +1,218 @@
+"""From what is known of a data set to a plan, with the evidence for it.
+
+`choose` turns a strategy into a `Plan`: "auto" by the rules below, "hard", "easy", "random" and "strata" as asked, with
+a warning where the evidence is against it. Raises `SelectionError` for an unknown strategy.
+
+Rules of "auto", first match: everything is kept -> no choice; a teacher -> random; at most 30 % kept -> random; less
+than 80 % kept -> random; a metric that does not measure difficulty, or fewer than 500 rows a group -> random; else
+keep-hard with the 50 % floor. Random is stratified: in proportion over the classes, without labels over the clusters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from datapipe.errors import SelectionError
+from datapipe.selection.plan import Plan
+
+if TYPE_CHECKING:
+    from datapipe.metrics.base import Metric
+
+Strategy: TypeAlias = Literal["auto", "hard", "easy", "random", "strata"]
+Grouping: TypeAlias = Literal["label", "cluster"]
+
+STRATEGIES: tuple[Strategy, ...] = ("auto", "hard", "easy", "random", "strata")
+LIGHT_PRUNING = 0.8
+"""Fraction kept from which keep-hard matches the full set (Sorscher et al., ImageNet)."""
+HEAVY_PRUNING = 0.3
+"""Fraction kept up to which a pure score cut fails provably (arXiv 2302.06960)."""
+PLENTY_ROWS = 500
+"""Rows a class of CIFAR-100, where keep-hard ties with random at 70 % kept: nothing is measured on fewer."""
+
+_FAILS = "At 30 % kept or less pruning by score alone provably fails and random rows repair it (arXiv 2302.06960)."
+_LOSES = (
+    "Below 80 % kept, keep-hard prototypes lose to random: ImageNet 70 % kept 70.9 against 72.2, 50 % kept 60.8 "
+    "against 70.3; CIFAR-100 50 % kept 69.8 against 71.1, 30 % kept 61.1 against 65.3 (ELFS, ICLR 2025, fig. 5)."
+)
+_MATCHES = (
+    "At 80 % kept, prototypes match the full ImageNet with the hardest rows kept and a class-balance floor of 50 % "
+    "(Sorscher et al., arXiv 2206.14486)."
+)
+_SCARCE = "Where data are scarce the easiest rows are the better ones to keep (Sorscher et al., arXiv 2206.14486)"
+_TEACHER = (
+    "With a teacher, random pruning and distillation are comparable or superior to every score at every fraction "
+    "(Ben-Baruch et al., arXiv 2403.07854)."
+)
+_BALANCE = "Pruning by score makes imbalance worse; quotas and random choice within them do not (DRoP, ICLR 2025)."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A plan and why.
+
+    Attributes:
+        plan: The settings.
+        group_by: What the plan's groups are; None for a plan without.
+        reasons: Sentences that cite the evidence for it, at least one.
+        warnings: Sentences that cite the evidence against it.
+    """
+
+    plan: Plan
+    group_by: Grouping | None
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def choose(
+    strategy: Strategy,
+    *,
+    fraction: float,
+    rows: int,
+    classes: int | None,
+    k: int | None,
+    metric: Metric,
+    has_teacher: bool = False,
+) -> Choice:
+    """Return the plan for a strategy on this data set.
+
+    Args:
+        strategy: One of `STRATEGIES`.
+        fraction: Part of the rows (or tokens) that the budget keeps, 0 <= fraction <= 1.
+        rows: Rows of the pool.
+        classes: Number of labels; None without labels. One label is as good as none.
+        k: Number of clusters of the rows; None where the metric finds none.
+        metric: What the scores are.
+        has_teacher: Soft labels of a teacher will go with the rows kept.
+
+    Raises:
+        SelectionError: There is no such strategy; lists those there are.
+    """
+    groups = _Groups.of(rows, classes=classes, k=k)
+    if strategy == "auto":
+        return _auto(fraction, groups, metric, has_teacher=has_teacher)
+    if strategy == "random":
+        reason = (
+            "Random was asked for: the seeded hash of the row id decides, so smaller budgets lie inside larger ones."
+        )
+        return _random(_Groups(None, rows), reason)
+    if strategy == "strata":
+        return _coverage(fraction, metric)
+    if strategy in {"hard", "easy"}:
+        return _by_score(strategy, fraction, groups, metric, has_teacher=has_teacher)
+    raise SelectionError(f"There is no strategy {strategy!r}; the strategies are: {', '.join(STRATEGIES)}.")
+
+
+def balance(choice: Choice) -> Choice:
+    """Return the choice with a floor for every group: half of an equal share each, the rest by keep order.
+
+    Raises:
+        SelectionError: The plan has strata of scores already, which a balance would undo.
+    """
+    if choice.plan.strata.startswith("score"):
+        raise SelectionError(
+            "A balance column and the strategy strata exclude each other: one balances groups, one scores."
+        )
+    floor = "Each value of the balance column keeps half of an equal share first (class balance of 50 %)."
+    plan = replace(choice.plan, strata="group", quota="fill")
+    return replace(choice, plan=plan, reasons=(*choice.reasons, floor))
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """What rows can be balanced over, and how many rows a group has on average."""
+
+    by: Grouping | None
+    rows_each: float
+
+    @classmethod
+    def of(cls, rows: int, *, classes: int | None, k: int | None) -> _Groups:
+        if classes is not None and classes > 1:
+            return cls("label", rows / classes)
+        if k is not None and k > 1:
+            return cls("cluster", rows / k)
+        return cls(None, float(rows))
+
+
+def _auto(fraction: float, groups: _Groups, metric: Metric, *, has_teacher: bool) -> Choice:
+    if fraction >= 1:
+        return Choice(plan=Plan(order="random"), group_by=None, reasons=("Everything is kept, so nothing is chosen.",))
+    if has_teacher:
+        return _random(groups, _TEACHER)
+    if fraction <= HEAVY_PRUNING:
+        return _random(groups, _FAILS, _LOSES)
+    if fraction < LIGHT_PRUNING:
+        return _random(groups, _LOSES)
+    if metric.higher != "harder":
+        return _random(
+            groups, f"The metric {metric.name} does not measure difficulty, and no evidence speaks for a cut by it."
+        )
+    if groups.rows_each < PLENTY_ROWS:
+        return _random(groups, f"There are {groups.rows_each:.0f} rows a group, fewer than {PLENTY_ROWS}. {_SCARCE}.")
+    return Choice(
+        plan=_cut("hard", groups),
+        group_by=groups.by,
+        reasons=(
+            _MATCHES,
+            f"Here {fraction:.0%} are kept and a group has {groups.rows_each:.0f} rows, at least {PLENTY_ROWS}.",
+        ),
+    )
+
+
+def _random(groups: _Groups, *reasons: str) -> Choice:
+    if groups.by is None:
+        return Choice(plan=Plan(order="random"), group_by=None, reasons=reasons)
+    each = f"So rows are chosen at random within each {groups.by}, in proportion. {_BALANCE}"
+    return Choice(plan=Plan(order="random", strata="group"), group_by=groups.by, reasons=(*reasons, each))
+
+
+def _cut(order: Literal["hard", "easy"], groups: _Groups) -> Plan:
+    return Plan(order=order) if groups.by is None else Plan(order=order, strata="group", quota="fill")
+
+
+def _by_score(
+    order: Literal["hard", "easy"], fraction: float, groups: _Groups, metric: Metric, *, has_teacher: bool
+) -> Choice:
+    against = []
+    plenty = groups.rows_each >= PLENTY_ROWS
+    if fraction <= HEAVY_PRUNING:
+        against.append(_FAILS)
+    if order == "hard" and fraction < LIGHT_PRUNING:
+        against.append(_LOSES)
+    if order == "hard" and not plenty:
+        against.append(f"There are {groups.rows_each:.0f} rows a group. {_SCARCE}.")
+    if order == "easy" and plenty:
+        against.append(f"{_SCARCE}; with {groups.rows_each:.0f} rows a group they are not scarce.")
+    if has_teacher:
+        against.append(_TEACHER)
+    if metric.higher != "harder":
+        against.append(f"The metric {metric.name} does not measure difficulty; {order} means its {_END[order]} scores.")
+    balanced = _Groups(groups.by if groups.by == "label" else None, groups.rows_each)
+    reasons = [f"The rows with the {_END[order]} scores are kept, as asked."]
+    if balanced.by:
+        reasons.append(f"Each label keeps half of an equal share first (class balance of 50 %). {_BALANCE}")
+    return Choice(
+        plan=_cut(order, balanced),
+        group_by=balanced.by,
+        reasons=tuple(reasons),
+        warnings=tuple(against) if fraction < 1 else (),
+    )
+
+
+_END = {"hard": "highest", "easy": "lowest"}
+
+
+def _coverage(fraction: float, metric: Metric) -> Choice:
+    """Return CCS; the trims at 10 % and 20 % kept are theirs for ImageNet, 0.1 at 30 % is interpolated."""
+    trim = next((trim for most, trim in ((0.1, 0.3), (0.2, 0.2), (0.3, 0.1)) if fraction <= most), 0.0)
+    reason = (
+        f"Strata were asked for: the hardest {trim:.0%} are left out, then 50 intervals of the score share the budget "
+        "equally and small ones are kept whole, at random within each (CCS, ICLR 2023, arXiv 2210.15809)."
+    )
+    against = f"The metric {metric.name} does not measure difficulty, which CCS spreads over."
+    return Choice(
+        plan=Plan(order="random", trim_hard=trim, strata="score_width", quota="equal"),
+        group_by=None,
+        reasons=(reason,),
+        warnings=(against,) if metric.higher != "harder" else (),
+    )

@@ -1,0 +1,48 @@
+"""Scores as sortable words: uint32 keys in which smaller means earlier.
+
+float32 score -> key by an order-preserving map of its bits; the map is invertible, so a key stands for its score.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from datapipe.storage.arrays import Float32, UInt64
+
+    UInt32 = NDArray[np.uint32]
+
+_SIGN = np.uint32(1 << 31)
+
+
+def hard_keys(scores: Float32) -> UInt32:
+    """Return uint32 (rows,): the highest score has the smallest key, equal scores (-0.0 and 0.0 too) have equal keys.
+
+    Finite scores only. The words below 2^23 - 1 belong to no finite score.
+    """
+    bits = (scores + np.float32(0.0)).view(np.uint32)
+    ascending = np.where(bits & _SIGN, ~bits, bits | _SIGN)
+    return ~ascending
+
+
+def scores_of_keys(keys: UInt32) -> Float32:
+    """Return the scores that `hard_keys` turned into `keys`, float32 (rows,); 0.0 for -0.0."""
+    ascending = ~keys
+    bits = np.where(ascending & _SIGN, ascending ^ _SIGN, ~ascending)
+    return bits.view(np.float32)
+
+
+def race_keys(weights: Float32, hashes: UInt64) -> UInt32:
+    """Return uint32 (rows,) whose ascending order draws row after row, each in proportion to its weight.
+
+    Key of e_i = -ln(u_i) / w_i with u_i in (0, 1) from the hash (Efraimidis & Spirakis 2006); weight 0 comes last. The
+    logarithm is the platform's, so this order, unlike the hash order, is the same on one platform only.
+    """
+    uniform = ((hashes >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    with np.errstate(divide="ignore", over="ignore"):
+        race = np.minimum(-np.log(uniform) / weights, np.finfo(np.float32).max).astype(np.float32)
+    return ~hard_keys(race)

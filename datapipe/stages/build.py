@@ -1,0 +1,250 @@
+"""Which stages a run has, from its options and its source.
+
+ingest -> [embed | tokens] -> [screen] -> [fit] -> score -> select -> export -> report
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from datapipe.config import CurateConfig, budget_of
+from datapipe.errors import ColumnError
+from datapipe.metrics.base import get_metric
+from datapipe.stages.columns import resolve_columns
+from datapipe.stages.embed import Embed
+from datapipe.stages.embedder import Embedder, arithmetic_bits
+from datapipe.stages.export import Export
+from datapipe.stages.ingest import Ingest
+from datapipe.stages.prototypes import FitConfig, FitPrototypes, ScorePrototypes
+from datapipe.stages.random import ScoreRandom
+from datapipe.stages.report import Report, ReportConfig
+from datapipe.stages.screen import EvaluationSet, Screen, ScreenConfig
+from datapipe.stages.select import Select, SelectConfig
+from datapipe.stages.tokens import CountTokens
+from datapipe.storage.digest import plain
+
+if TYPE_CHECKING:
+    from datapipe.pipeline import Stage
+    from datapipe.settings import Settings
+    from datapipe.storage.ingest import IngestSpec
+    from datapipe.storage.source import Source
+
+
+class Wiring:
+    """A run's columns, model and stages.
+
+    Args:
+        config: The options.
+        source: The opened source.
+        settings: The machine's settings.
+
+    Raises:
+        ColumnError: A column that the run needs is not there.
+    """
+
+    def __init__(self, config: CurateConfig, source: Source, *, settings: Settings) -> None:
+        self.config, self.source, self.settings = config, source, settings
+        self.columns = resolve_columns(config, source.schema)
+        self.metric = get_metric(config.metric)
+        self.digests: tuple[str, ...] = ()
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """The run's embedder, loaded when it is first asked for."""
+        return Embedder(self.config.model, device=self.config.device or self.settings.device)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether texts have to be embedded: the metric or near matches need vectors, and the source brings none."""
+        wanted = "vectors" in self.metric.needs or self.config.protect is not None
+        return wanted and self.columns.vector is None and self.columns.text is not None
+
+    @property
+    def vectors(self) -> str | None:
+        """Where the stages find vectors; None where the run has none."""
+        if self.columns.vector is not None:
+            return "ingest/rows"
+        return "embed" if self.embeds else None
+
+    @property
+    def tokens(self) -> str | None:
+        """The stage that counts tokens; None where the budget does not need them."""
+        if self.config.keep_tokens is None:
+            return None
+        return "embed" if self.embeds and self.config.tokenizer is None else "tokens"
+
+    @property
+    def screens(self) -> bool:
+        """Whether rows may be taken out before the selection."""
+        return self.config.protect is not None or self.config.dedup != "none"
+
+    @property
+    def stage_names(self) -> list[str]:
+        """The names of the stages, in order."""
+        optional = {
+            "embed": self.embeds,
+            "tokens": self.tokens == "tokens",
+            "screen": self.screens,
+            "fit": self.config.metric == "prototypes",
+        }
+        order = ("ingest", "embed", "tokens", "screen", "fit", "score", "select", "export", "report")
+        return [name for name in order if optional.get(name, True)]
+
+    @property
+    def model_facts(self) -> dict[str, Any] | None:
+        """Name, digest and platform of the embedder, for the manifest; None where the run has none."""
+        if not self.embeds:
+            return None
+        return {"name": self.embedder.name, "digest": self.embedder.digest, "platform": dict(self.embedder.bits)}
+
+    def stages(self, digests: tuple[str, ...]) -> list[Stage]:
+        """Make the stages over a source with these file digests."""
+        self.digests = digests
+        makers = {
+            "ingest": lambda: Ingest(self.source, digests, self._ingest_spec()),
+            "embed": self._embed,
+            "tokens": self._count_tokens,
+            "screen": self._screen,
+            "fit": self._fit,
+            "score": self._score,
+            "select": self._select,
+            "export": lambda: Export(self.source, digests, self.metric.name),
+            "report": self._report,
+        }
+        return [makers[name]() for name in self.stage_names]
+
+    def _ingest_spec(self) -> IngestSpec:
+        from datapipe.storage.ingest import IngestSpec
+
+        return IngestSpec(
+            text_column=self.columns.text,
+            vector_column=self.columns.vector,
+            label_column=self.columns.label,
+            group_column=self.columns.balance,
+            id_column=self.columns.id,
+            shard_rows=self.config.shard_rows,
+            max_cell_bytes=self.settings.limits.max_cell_bytes,
+        )
+
+    def _embed(self) -> Stage:
+        model = self.embedder
+        return Embed(worker=model.worker, model=model.name, digest=model.digest, dim=model.dim, bits=model.bits)
+
+    def _count_tokens(self) -> Stage:
+        from datapipe.embedding.text import tokenizer_digest
+
+        model = self.config.tokenizer or self.config.model
+        return CountTokens(model, tokenizer_digest(model))
+
+    def _device(self) -> tuple[str, dict[str, str]]:
+        from datapipe.workers.device import resolve_device
+
+        device = str(resolve_device(self.config.device or self.settings.device))
+        return device, arithmetic_bits(device)
+
+    def _fit(self) -> Stage:
+        device, bits = self._device()
+        settings = FitConfig(
+            prototypes=self.config.prototypes, labelled=self.columns.label is not None, seed=self.config.seed
+        )
+        return FitPrototypes(settings=settings, vectors=str(self.vectors), device=device, bits=bits)
+
+    def _score(self) -> Stage:
+        if self.config.metric == "random":
+            return ScoreRandom(seed=self.config.seed)
+        device, bits = self._device()
+        return ScorePrototypes(vectors=str(self.vectors), device=device, bits=bits)
+
+    def _select(self) -> Stage:
+        return Select(
+            SelectConfig(
+                metric=self.metric.name,
+                strategy=self.config.strategy,
+                budget=budget_of(self.config),
+                labelled=self.columns.label is not None,
+                balanced=self.columns.balance is not None,
+                tokens=self.tokens,
+                screened=self.screens,
+                seed=self.config.seed,
+            )
+        )
+
+    def _screen(self) -> Stage:
+        config = self.config
+        if config.protect is None:
+            return Screen(ScreenConfig(dedup=config.dedup), None, None)
+        evaluation = _Evaluation(self)
+        settings = ScreenConfig(
+            dedup=config.dedup, evaluation=evaluation.source.digests(), threshold=config.protect_threshold
+        )
+        models = (self.embedder.digest,) if self.embeds else ()
+        return Screen(settings, self.vectors, evaluation.load, models)
+
+    def _report(self) -> Stage:
+        from datapipe.runs import versions
+
+        label = "label" if self.columns.label is not None else "group" if self.columns.balance is not None else None
+        return Report(
+            ReportConfig(
+                title=PurePosixPath(self.source.files[0].uri).name if len(self.source.files) == 1 else self._title(),
+                options=plain(self.config),
+                versions=versions(),
+                seed=self.config.seed,
+                model=self.embedder.name if self.embeds else None,
+                model_digest=self.embedder.digest if self.embeds else None,
+                metric=self.metric.name,
+                higher=self.metric.higher,
+                label=label,
+                label_name=self.columns.label or self.columns.balance,
+                vectors=self.vectors,
+                texts=self.columns.text is not None,
+                screened=self.screens,
+            )
+        )
+
+    def _title(self) -> str:
+        first = PurePosixPath(self.source.files[0].uri)
+        return f"{first.parent.name or first.name} ({len(self.source.files):,} files)"
+
+
+class _Evaluation:
+    """The rows of an evaluation file, by the same columns as the run's."""
+
+    def __init__(self, wiring: Wiring) -> None:
+        from datapipe.storage.source import open_source
+
+        self._wiring = wiring
+        self.source = open_source(str(wiring.config.protect), limits=wiring.settings.limits.as_limits())
+        asked, there = wiring.columns, self.source.schema.names
+        self._column = asked.text if asked.text in there else None
+        if asked.text is not None and self._column is None:
+            self._column = resolve_columns(CurateConfig(), self.source.schema).text
+        self._vector = asked.vector if asked.vector in there else None
+        if self._column is None and self._vector is None:
+            raise ColumnError(
+                f"{wiring.config.protect} has neither the text nor the vector column of the run; "
+                f"its columns are {', '.join(there)}"
+            )
+
+    def load(self) -> EvaluationSet:
+        """Read the rows, and embed them where the run embeds."""
+        import numpy as np
+
+        from datapipe.embedding.text import embed_texts
+        from datapipe.storage.vectors import normalise, to_matrix
+
+        texts: list[str] = []
+        given = []
+        names = [name for name in (self._column, self._vector) if name is not None]
+        for batch in self.source.batches(names):
+            if self._column is not None:
+                texts += [text or "" for text in batch.table[self._column].to_pylist()]
+            if self._vector is not None:
+                given.append(normalise(to_matrix(batch.table[self._vector]))[0])
+        vectors = np.concatenate(given) if given else None
+        if self._wiring.embeds and self._column is not None:
+            embedder = self._wiring.embedder
+            vectors = embed_texts(embedder.worker(), texts, model=embedder.name)[0]
+        return EvaluationSet(texts=texts if self._column is not None else None, vectors=vectors)

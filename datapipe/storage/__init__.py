@@ -1,0 +1,1 @@
+"""What is on disk: sources, row ids, vectors, sorted shards, stage directories."""

@@ -1,0 +1,1 @@
+"""Prefect flows: schedules, retries and artifacts around one library call a task."""

@@ -1,0 +1,73 @@
+"""The flow is the same run as the command, and what prefect.yaml says can be loaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import pytest
+import yaml
+from prefect.flows import load_flow_from_entrypoint
+from prefect.testing.utilities import prefect_test_harness
+
+import datapipe
+from flows.curate import curate_flow
+from tests.runs import ROOT, contents
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Prefect opens sockets and databases that it leaves to the garbage collector.
+pytestmark = [pytest.mark.prefect, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
+    os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+    os.environ["DO_NOT_TRACK"] = "1"
+    with prefect_test_harness(server_startup_timeout=90):
+        yield
+
+
+@pytest.fixture
+def source(tmp_path: Path, data: Path) -> str:
+    pl.read_parquet(data / "banking77.parquet").head(200).write_parquet(tmp_path / "rows.parquet")
+    return str(tmp_path / "rows.parquet")
+
+
+def test_the_flow_writes_the_same_bytes_as_python_and_returns_counts(source: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"metric": "random", "strategy": "random", "text_column": "text"}
+    counts = curate_flow(source, str(tmp_path / "flow"), keep=0.25, options=options)
+    assert counts == {"kept": 50, "over_budget": 150}
+    datapipe.curate(source, out=tmp_path / "python", keep=0.25, **options)
+    assert contents(tmp_path / "flow") == contents(tmp_path / "python")
+
+
+def test_a_wrong_parameter_fails_the_flow_before_any_stage(source: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="flow parameters: unknown option 'kep'"):
+        curate_flow(source, str(tmp_path / "run"), options={"kep": 0.2})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_concurrency_limit_is_an_error_and_not_no_limit(source: str, tmp_path: Path) -> None:
+    options = {"metric": "random", "text_column": "text"}
+    with pytest.raises(Exception, match="no-such-limit"):
+        curate_flow(source, str(tmp_path / "run"), options=options, gpu_limit="no-such-limit")
+
+
+def test_every_deployment_names_a_flow_that_loads_and_takes_its_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    deployments = yaml.safe_load(Path("prefect.yaml").read_text())["deployments"]
+    assert deployments
+    for deployment in deployments:
+        flow = load_flow_from_entrypoint(deployment["entrypoint"])
+        assert set(deployment["parameters"]) <= set(flow.parameters.properties)
+        for schedule in deployment["schedules"]:
+            assert flow.to_deployment(name="check", cron=schedule["cron"]).schedules
+
+
+def test_results_are_json_and_never_pickles() -> None:
+    assert curate_flow.result_serializer == "json"

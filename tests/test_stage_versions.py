@@ -1,0 +1,82 @@
+"""A stage's version is raised whenever its code changes what it writes: each version is pinned to its source.
+
+When this test fails, decide: does the change alter any byte that the stage writes? If so raise the stage's `version`;
+in both cases write the new pins with `python -m tests.test_stage_versions`.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+PINS = Path(__file__).with_name("stage_versions.json")
+ROOT = Path(__file__).resolve().parent.parent
+
+SOURCES = {
+    "datapipe.stages.ingest.Ingest": [
+        "storage/ingest.py",
+        "storage/roles.py",
+        "storage/rowid.py",
+        "storage/canonical.py",
+    ],
+    "datapipe.stages.embed.Embed": [
+        "embedding/text.py",
+        "storage/vectors.py",
+        "workers/pack.py",
+        "workers/encoders/bert.py",
+    ],
+    "datapipe.stages.tokens.CountTokens": ["workers/tokenizer.py"],
+    "datapipe.stages.screen.Screen": ["dedup/exact.py", "dedup/protect.py", "dedup/contained.py"],
+    "datapipe.stages.prototypes.FitPrototypes": ["metrics/kmeans.py", "metrics/prototypes.py", "storage/order.py"],
+    "datapipe.stages.prototypes.ScorePrototypes": ["metrics/assign.py", "metrics/prototypes.py"],
+    "datapipe.stages.random.ScoreRandom": ["metrics/random.py", "storage/order.py"],
+    "datapipe.stages.select.Select": [
+        "selection/auto.py",
+        "selection/cuts.py",
+        "selection/engine.py",
+        "selection/keys.py",
+        "selection/quotas.py",
+        "selection/ranking.py",
+        "selection/strata.py",
+    ],
+    "datapipe.stages.export.Export": ["storage/export.py", "storage/parquet.py"],
+    "datapipe.stages.report.Report": ["report/page.py", "report/sections.py", "report/plots.py", "report/tally.py"],
+}
+
+
+def code_digest(path: Path) -> str:
+    """Digest of a file's code without docstrings, comments and layout."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            body[0] = ast.Pass()
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+
+
+def current(name: str) -> dict[str, object]:
+    """A stage's version and the digest of the code that it runs."""
+    module, _, attribute = name.rpartition(".")
+    stage = getattr(importlib.import_module(module), attribute)
+    files = [ROOT / "datapipe" / path for path in SOURCES[name]] + [Path(str(importlib.import_module(module).__file__))]
+    digest = hashlib.sha256("".join(code_digest(path) for path in files).encode()).hexdigest()[:16]
+    return {"version": stage.version, "code": digest}
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_a_changed_stage_has_a_new_version_or_a_new_pin(name: str) -> None:
+    assert current(name) == json.loads(PINS.read_text())[name], f"{name} changed: see the docstring of this file"
+
+
+if __name__ == "__main__":
+    PINS.write_text(json.dumps({name: current(name) for name in sorted(SOURCES)}, indent=1) + "\n")

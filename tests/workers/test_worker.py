@@ -1,0 +1,327 @@
+"""The worker in process: order, sealed batches, threads, priorities, deadlines, faults.
+
+`Echo` is a task without a model: what its device does is steered by the items, so that a fault can be put at one seam.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis.strategies import integers, lists
+
+from datapipe.errors import ConfigError, ItemError, WorkerError
+from datapipe.workers import worker as module
+from datapipe.workers.pack import pack
+from datapipe.workers.protocol import Priority, Worker
+from datapipe.workers.spec import ModelSpec
+from datapipe.workers.tasks.embed import Embedding, EmbedTask, TextItem
+from datapipe.workers.tasks.lookup import register
+from datapipe.workers.worker import LocalWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class EchoItem:
+    length: int
+    act: Callable[[], object] | None = None
+
+
+class Ready(NamedTuple):
+    item: EchoItem
+
+    @property
+    def length(self) -> int:
+        return self.item.length
+
+
+class Echo:
+    """Gives each item its length back, after doing what the item says."""
+
+    name: ClassVar[str] = "echo"
+    item_type: ClassVar[type] = EchoItem
+    result_type: ClassVar[type] = int
+    padded = True
+    dim = 0
+    nbytes = 1
+    batches: ClassVar[list[list[int]]] = []
+
+    @classmethod
+    def item_schema(cls) -> pa.Schema:
+        return pa.schema([("length", pa.int64())])
+
+    @classmethod
+    def result_schema(cls) -> pa.Schema:
+        return pa.schema([("length", pa.int64())])
+
+    @classmethod
+    def open(cls, *_: Any, **__: Any) -> Self:
+        return cls()
+
+    def prepare(self, item: EchoItem) -> Ready:
+        return self.prepare_many([item])[0]
+
+    def prepare_many(self, items: Sequence[EchoItem], *, first: int = 0) -> list[Ready]:
+        for place, item in enumerate(items):
+            if item.length < 1:
+                raise ItemError(f"item {first + place} is empty", index=first + place)
+        return [Ready(item) for item in items]
+
+    def forward(self, batch: Sequence[Ready]) -> list[int]:
+        self.batches.append([ready.length for ready in batch])
+        done = [ready.item.act() for ready in batch if ready.item.act is not None]
+        return [] if "short" in done else [ready.length for ready in batch]
+
+    def finish(self, raw: int, prepared: Ready) -> int:
+        assert raw == prepared.length
+        return raw
+
+
+@pytest.fixture(scope="module", autouse=True)
+def echo() -> None:
+    register(Echo)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    Echo.batches.clear()
+    return str(tmp_path)
+
+
+@pytest.fixture
+def worker(source: str) -> Iterator[LocalWorker]:
+    spec = ModelSpec("echo", source, task="echo")
+    with LocalWorker([spec], device="cpu", threads=1, token_budget=64, max_items=8) as made:
+        yield made
+
+
+def run(worker: Worker, items: Sequence[EchoItem], **options: Any) -> list[int]:
+    return worker.run("echo", items, model="echo", **options)
+
+
+@given(lengths=lists(integers(1, 80), max_size=60))
+def test_results_come_in_the_order_of_the_items(lengths: list[int], tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("echo")
+    (folder / "model.safetensors").write_bytes(b"")
+    with LocalWorker([ModelSpec("echo", str(folder), task="echo")], threads=3, token_budget=64) as worker:
+        assert run(worker, [EchoItem(length) for length in lengths]) == lengths
+
+
+def test_batches_are_those_of_pack_within_each_window(worker: LocalWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WINDOW_ITEMS", 20)
+    lengths = [number * 7 % 31 + 1 for number in range(50)]
+    run(worker, [EchoItem(length) for length in lengths])
+    windows = [lengths[start : start + 20] for start in (0, 20, 40)]
+    expected = [
+        [window[index] for index in batch] for window in windows for batch in pack(window, token_budget=64, max_items=8)
+    ]
+    assert Echo.batches == expected
+
+
+def test_no_items_give_no_results(worker: LocalWorker) -> None:
+    assert run(worker, []) == []
+
+
+def test_an_unusable_item_is_named_by_its_place_in_the_request(
+    worker: LocalWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WINDOW_ITEMS", 3)
+    items = [EchoItem(1)] * 7 + [EchoItem(0)]
+    with pytest.raises(ItemError, match="item 7 is empty") as caught:
+        run(worker, items)
+    assert caught.value.index == 7
+    assert run(worker, items[:3]) == [1, 1, 1]
+
+
+def test_a_fault_of_the_device_names_model_and_batch_and_the_worker_goes_on(worker: LocalWorker) -> None:
+    def fault() -> None:
+        raise RuntimeError("out of memory")
+
+    items = [EchoItem(60), EchoItem(5, fault), EchoItem(4)]
+    expected = r"model echo on cpu failed on batch 1 \(2 items, 9 tokens\): RuntimeError: out of memory"
+    with pytest.raises(WorkerError, match=expected):
+        run(worker, items)
+    assert run(worker, items[:1]) == [60]
+
+
+def test_after_a_fault_the_batches_that_wait_are_dropped(worker: LocalWorker) -> None:
+    def fault() -> None:
+        raise RuntimeError
+
+    with pytest.raises(WorkerError):
+        run(worker, [EchoItem(64, fault), *[EchoItem(63)] * 50])
+    run(worker, [EchoItem(1)])
+    assert Echo.batches == [[64], [1]]
+
+
+def test_too_few_results_of_a_batch_are_refused(worker: LocalWorker) -> None:
+    with pytest.raises(WorkerError, match="model echo gave 0 results for 1 items"):
+        run(worker, [EchoItem(1, lambda: "short")])
+
+
+def test_online_batches_run_before_bulk_batches_that_wait(worker: LocalWorker) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        may_end.wait(30)
+
+    bulk = threading.Thread(target=run, args=(worker, [EchoItem(64, hold), *[EchoItem(63)] * 3]))
+    bulk.start()
+    begun.wait(30)
+    online = threading.Thread(target=run, args=(worker, [EchoItem(7)]), kwargs={"priority": Priority.ONLINE})
+    online.start()
+    while worker._lanes is None or worker._lanes._jobs.qsize() < 4:
+        threading.Event().wait(0.001)
+    may_end.set()
+    bulk.join()
+    online.join()
+    assert Echo.batches == [[64], [7], [63], [63], [63]]
+
+
+def test_after_the_deadline_no_further_batch_begins(worker: LocalWorker) -> None:
+    may_end = threading.Event()
+    items = [EchoItem(64, lambda: may_end.wait(30)), EchoItem(63)]
+    with pytest.raises(WorkerError, match="the deadline of a call to model echo passed before it was done"):
+        run(worker, items, deadline=0.05)
+    may_end.set()
+    assert run(worker, [EchoItem(5)]) == [5]
+    assert Echo.batches == [[64], [5]]
+
+
+async def test_arun_gives_the_same_and_leaves_the_loop_free(worker: LocalWorker) -> None:
+    ticks, may_end = [], threading.Event()
+    call = asyncio.create_task(worker.arun("echo", [EchoItem(3, lambda: may_end.wait(30)), EchoItem(9)], model="echo"))
+    for tick in range(3):
+        await asyncio.sleep(0)
+        ticks.append(tick)
+    may_end.set()
+    assert await call == [3, 9]
+    assert ticks == [0, 1, 2]
+
+
+async def test_a_cancelled_call_drops_the_batches_that_have_not_begun(worker: LocalWorker) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        may_end.wait(30)
+
+    call = asyncio.create_task(worker.arun("echo", [EchoItem(64, hold), *[EchoItem(63)] * 5], model="echo"))
+    await asyncio.to_thread(begun.wait, 30)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    may_end.set()
+    assert await worker.arun("echo", [EchoItem(2)], model="echo") == [2]
+    assert Echo.batches == [[64], [2]]
+
+
+def test_a_closed_worker_refuses_everything_and_may_be_closed_again(worker: LocalWorker) -> None:
+    assert run(worker, [EchoItem(1)]) == [1]
+    worker.close()
+    worker.close()
+    with pytest.raises(WorkerError, match="the worker is closed"):
+        run(worker, [EchoItem(1)])
+
+
+def test_closing_fails_the_calls_that_wait(source: str) -> None:
+    worker = LocalWorker([ModelSpec("echo", source, task="echo")], device="cpu", threads=1, token_budget=64)
+    begun, may_end = threading.Event(), threading.Event()
+    seen: list[BaseException] = []
+
+    def hold() -> None:
+        begun.set()
+        may_end.wait(30)
+
+    def call() -> None:
+        try:
+            run(worker, [EchoItem(64, hold), EchoItem(63)])
+        except WorkerError as error:
+            seen.append(error)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    begun.wait(30)
+    closer = threading.Thread(target=worker.close)
+    closer.start()
+    while worker._lanes is None or worker._lanes._jobs.qsize() < 2:
+        threading.Event().wait(0.001)
+    may_end.set()
+    closer.join()
+    caller.join()
+    assert [str(error) for error in seen] == ["the worker was closed before the call was done"]
+
+
+@pytest.mark.parametrize("option", ["threads", "token_budget", "max_items"])
+def test_options_out_of_range_are_refused(option: str) -> None:
+    with pytest.raises(ConfigError, match=f"the '{option}' parameter of LocalWorker must be at least 1. Got 0"):
+        LocalWorker(**{option: 0})
+
+
+@pytest.fixture(scope="module")
+def texts(data: Path) -> list[str]:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(data / "banking77.parquet")["text"].to_pylist()[:150]
+
+
+def embed(worker: Worker, texts: list[str]) -> np.ndarray:
+    return np.stack([r.vector for r in worker.run("embed", [TextItem(t) for t in texts], model="default")])
+
+
+def test_vectors_have_the_same_bits_whatever_the_number_of_threads(texts: list[str]) -> None:
+    found = []
+    for threads in (1, 2, 5):
+        with LocalWorker(device="cpu", threads=threads) as worker:
+            found.append(embed(worker, texts))
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)
+
+
+def test_the_thread_settings_of_the_caller_stay(texts: list[str]) -> None:
+    later: list[int] = []
+    before = torch.get_num_threads()
+    with LocalWorker(device="cpu", threads=2) as worker:
+        embed(worker, texts[:5])
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        lanes = worker._lanes
+        assert lanes is not None
+        inside = lanes.submit(torch.get_num_threads, priority=Priority.BULK).result()
+    assert (torch.get_num_threads(), later, inside) == (before, [before], 1)
+
+
+def test_a_loaded_model_states_what_changes_its_bits() -> None:
+    with LocalWorker(device="cpu", token_budget=77) as worker:
+        assert worker.load("default").bits["batch"] == "77 tokens, 4096 items"
+        assert worker.models == ["all-MiniLM-L6-v2"]
+        assert worker.load("default").digest == worker.load("all-MiniLM-L6-v2").digest
+
+
+def test_items_and_results_travel_through_the_declared_schemas() -> None:
+    items = [TextItem("a"), TextItem("")]
+    results = [Embedding(np.float32([0.5, -1.0]), 3, True), Embedding(np.float32([1, 2]), 2, False)]  # noqa: FBT003
+    sent = pa.Table.from_pylist([{"text": item.text} for item in items], schema=EmbedTask.item_schema())
+    assert [TextItem(**row) for row in sent.to_pylist()] == items
+    columns = EmbedTask.result_schema().names
+    rows = [{name: getattr(result, name) for name in columns} for result in results]
+    back = pa.Table.from_pylist(rows, schema=EmbedTask.result_schema()).to_pylist()
+    assert [(row["vector"], row["tokens"], row["truncated"]) for row in back] == [
+        ([0.5, -1], 3, True),
+        ([1, 2], 2, False),
+    ]
+    assert EmbedTask.item_schema().names == list(TextItem.__dataclass_fields__)
+    assert columns == list(Embedding.__dataclass_fields__)

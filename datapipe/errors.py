@@ -12,6 +12,7 @@ __all__ = [
     "ColumnError",
     "ConfigError",
     "DatapipeError",
+    "DeadlineError",
     "DigestError",
     "IntegrityError",
     "ItemError",
@@ -22,6 +23,7 @@ __all__ = [
     "ModelError",
     "ModelNotFoundError",
     "OutputError",
+    "OverloadedError",
     "RejectedError",
     "RowIdError",
     "SelectionError",
@@ -30,6 +32,7 @@ __all__ = [
     "UnsafeModelError",
     "VectorError",
     "WorkerError",
+    "WorkerStoppedError",
 ]
 
 
@@ -118,7 +121,23 @@ class ItemError(DatapipeError, ValueError):
 
 
 class WorkerError(DatapipeError, RuntimeError):
-    """A worker failed on a batch, or is shut down."""
+    """A worker failed on a batch: the model raised, gave numbers that are not finite, or too few results."""
+
+
+class OverloadedError(WorkerError):
+    """A worker's queue is full; the same call may go through after `retry_after` seconds (HTTP 429)."""
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(WorkerError, TimeoutError):
+    """The deadline of a call passed before it was done; what of it had not begun has left the queue (HTTP 504)."""
+
+
+class WorkerStoppedError(WorkerError):
+    """A worker is closed, draining, stuck or dead; says which, and whether it can recover (HTTP 503)."""
 
 
 class MissingExtraError(DatapipeError, ImportError):

@@ -3,14 +3,16 @@
     items -> prepare (CPU threads) -> pack (sealed batches) -> forward (device) -> finish -> results, in item order
 
 A worker runs tasks by name and knows nothing of what they compute; a task knows nothing of queues, batches or retries.
-Whoever calls sees `ItemError` for an unusable item, `ModelError` for a model that cannot be loaded, `WorkerError` for
-everything that goes wrong on the device, a passed deadline, or a worker that is closed.
+Whoever calls sees `ItemError` for an unusable item, `ModelError` for a model that cannot be loaded, `OverloadedError`
+for a full queue, `DeadlineError` for a passed deadline, `WorkerStoppedError` for a worker that is closed, stuck or
+dead, and `WorkerError` for everything that goes wrong on the device.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from datapipe.workers.folder import ModelFolder
     from datapipe.workers.spec import ModelSpec
 
-__all__ = ["Item", "Prepared", "Priority", "Result", "Task", "Worker"]
+__all__ = ["DerivedTask", "Health", "Item", "Prepared", "Priority", "Result", "Task", "Worker"]
 
 Item: TypeAlias = Any
 """What a task takes: a frozen dataclass whose fields are the columns of the task's `item_schema`."""
@@ -35,6 +37,23 @@ class Priority(IntEnum):
 
     ONLINE = 0
     BULK = 1
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether a worker can answer.
+
+    Attributes:
+        state: `ok`; `stuck` while a batch runs far too long (it recovers if the batch ends); `dead` and `closed` for ever.
+        detail: What happened and what to do, in a sentence; empty where all is well.
+        queued: Items that wait for the device.
+        idle_seconds: Seconds since a batch last ended; 0 while nothing waits or runs.
+    """
+
+    state: Literal["ok", "stuck", "dead", "closed"]
+    detail: str = ""
+    queued: int = 0
+    idle_seconds: float = 0.0
 
 
 class Prepared(Protocol):
@@ -97,6 +116,20 @@ class Task(Protocol):
         """Make the result of one item from its raw value."""
 
 
+class DerivedTask(Task, Protocol):
+    """A task that computes on the model of another, sharing its tensors.
+
+    Attributes:
+        derives_from: Name of the task that opens the model.
+    """
+
+    derives_from: ClassVar[str]
+
+    @classmethod
+    def over(cls, base: Task) -> Self:
+        """Bind the task to a model that is loaded already."""
+
+
 class Worker(Protocol):
     """Runs tasks on models; the same contract in process, over HTTP and on a cluster."""
 
@@ -121,7 +154,10 @@ class Worker(Protocol):
         Raises:
             ItemError: An item is unusable; holds its index.
             ModelError: The model is unknown, or cannot be loaded.
-            WorkerError: A batch failed, the deadline passed, or the worker is closed.
+            OverloadedError: The queue is full; says when to come again.
+            DeadlineError: The deadline passed first.
+            WorkerStoppedError: The worker is closed, stuck or dead.
+            WorkerError: A batch failed.
         """
 
     async def arun(
@@ -134,6 +170,9 @@ class Worker(Protocol):
         deadline: float | None = None,
     ) -> list[Result]:
         """The same as `run`, without blocking the event loop; cancelling it drops the batches that have not begun."""
+
+    def health(self) -> Health:
+        """Whether the worker can answer, without asking it for work."""
 
     def close(self) -> None:
         """Finish the batches that run and refuse everything after; may be called again."""

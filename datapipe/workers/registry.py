@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
 
 from datapipe.errors import ConfigError
 from datapipe.workers.device import arithmetic, resolve_device, resolve_dtype
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from datapipe.workers.protocol import Task
+    from datapipe.workers.protocol import DerivedTask, Task
     from datapipe.workers.spec import ModelSpec
 
 __all__ = ["LoadedModel", "ModelRegistry"]
@@ -91,15 +91,21 @@ class ModelRegistry:
         """The spec of a name: a known one, or one whose source is the name.
 
         Raises:
-            ConfigError: The model is known for another task.
+            ConfigError: The task is unknown, or the model is known for another that this one does not derive from.
         """
-        spec = self._specs.get(name) or spec_of(name, task=task)
-        if spec.task != task:
+        base = getattr(find_task(task), "derives_from", None)
+        spec = self._specs.get(name) or spec_of(name, task=base or task)
+        if spec.task not in {task, base}:
             raise ConfigError(f"model {name} is for the task {spec.task!r}, not for {task!r}")
         return spec
 
-    def load(self, spec: ModelSpec, device: str = "auto") -> LoadedModel:
+    def load(self, spec: ModelSpec, device: str = "auto", *, task: str | None = None) -> LoadedModel:
         """Return the model on that device, loading it if it is not there.
+
+        Args:
+            spec: Which model.
+            device: Where it is to compute.
+            task: A task that derives from the spec's own and shares its tensors; None is the spec's own.
 
         Raises:
             ConfigError: The device or the task is unknown.
@@ -108,6 +114,9 @@ class ModelRegistry:
             DigestError: Its files do not have the spec's digest.
             ModelError: It is damaged, of an unknown architecture, or tensors are missing or left over.
         """
+        if task is not None and task != spec.task:
+            base = self.load(spec, device)
+            return replace(base, task=cast("type[DerivedTask]", find_task(task)).over(base.task))
         where = resolve_device(device)
         key = (spec, str(where))
         with self._lock:

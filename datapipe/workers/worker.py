@@ -146,7 +146,7 @@ class LocalWorker:
             ModelError: It is unknown or cannot be loaded.
             ConfigError: The task is unknown, or not the model's.
         """
-        loaded = self._registry.load(self._registry.spec(model, task=task), str(self._device))
+        loaded = self._registry.load(self._registry.spec(model, task=task), str(self._device), task=task)
         return replace(loaded, bits={**loaded.bits, "batch": f"{self._token_budget} tokens, {self._max_items} items"})
 
     def run(

@@ -139,9 +139,9 @@ class Wiring:
         return CountTokens(model, tokenizer_digest(model))
 
     def _device(self) -> tuple[str, dict[str, str]]:
-        from datapipe.workers.device import resolve_device
+        from datapipe.workers.device import resolve_devices
 
-        device = str(resolve_device(self.config.device or self.settings.device))
+        device = str(resolve_devices(self.config.device or self.settings.device)[0])
         return device, arithmetic_bits(device)
 
     def _fit(self) -> Stage:

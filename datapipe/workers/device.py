@@ -1,39 +1,25 @@
-"""The device: which one, in which precision, and the threads that keep it busy.
+"""The device: which one, and in which precision.
 
 Precision and threads follow what the hardware states, never a timing, so that the same machine gives the same bits.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
-import queue
-import threading
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
-from datapipe.errors import ConfigError, WorkerError
+from datapipe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
 
-    from datapipe.workers.protocol import Priority
     from datapipe.workers.spec import DtypeName
 
-__all__ = ["Lanes", "arithmetic", "physical_cores", "resolve_device", "resolve_dtype"]
-
-T = TypeVar("T")
+__all__ = ["arithmetic", "physical_cores", "resolve_device", "resolve_devices", "resolve_dtype"]
 
 _BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16"})
-_CUDA_LANES = 2
-"""One batch computes while the host builds the next; both share the device's stream, so they never run at once."""
-
-_setting_threads = threading.Lock()
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -56,6 +42,35 @@ def resolve_device(name: str = "auto") -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ConfigError(f"device {name} was asked for, but this machine has {count} CUDA devices; use cpu or auto")
     return device
+
+
+def resolve_devices(name: str = "auto") -> list[torch.device]:
+    """The devices of a worker: `auto` and `cuda` are every CUDA device, `auto` the CPU where there is none.
+
+    Args:
+        name: `auto`, `cpu`, `cuda`, `cuda:N`, or several of the last with commas between: `cuda:0,cuda:2`.
+
+    Raises:
+        ConfigError: A name is unknown or given twice, this machine has no such device, or the devices are of different
+            kinds, whose results would differ in their last bits.
+    """
+    import torch
+
+    names = [part.strip() for part in name.split(",")]
+    if names in (["auto"], ["cuda"]):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        names = [f"cuda:{index}" for index in range(count)] or names
+    devices = [resolve_device(each) for each in names]
+    if len(devices) > 1 and any(device.type != "cuda" or device.index is None for device in devices):
+        raise ConfigError(f"several devices must each be named cuda:N. Got {name!r}")
+    if len(set(devices)) < len(devices):
+        raise ConfigError(f"a device is named twice in {name!r}")
+    kinds = sorted({torch.cuda.get_device_name(device) for device in devices}) if len(devices) > 1 else []
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"the devices of one worker must be of one kind; start one worker for each of {', '.join(kinds)}"
+        )
+    return devices
 
 
 def resolve_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
@@ -104,94 +119,3 @@ def physical_cores() -> int:
         except OSError:
             cores.add(str(cpu))
     return max(1, len(cores))
-
-
-@dataclass(order=True)
-class _Job:
-    priority: int
-    place: int
-    work: Callable[[], Any] | None = field(compare=False)
-    future: Future[Any] = field(compare=False, default_factory=Future)
-
-
-class Lanes:
-    """Threads that run sealed batches, each whole on one thread; the most urgent first, then in order of arrival.
-
-    On the CPU each lane computes with one thread of its own: as many batches as cores run side by side, no core waits
-    for another inside a product, and a batch has the same bits whatever the number of lanes. The thread settings of the
-    caller stay as they are.
-
-    Args:
-        count: Lanes; None takes the physical cores of the CPU, and 2 for CUDA.
-        device: What the batches run on.
-    """
-
-    def __init__(self, count: int | None, *, device: torch.device) -> None:
-        on_cpu = device.type == "cpu"
-        self.count = count or (physical_cores() if on_cpu else _CUDA_LANES)
-        self._jobs: queue.PriorityQueue[_Job] = queue.PriorityQueue()
-        self._places = itertools.count()
-        self._closed = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._serve, name=f"datapipe-lane-{lane}", daemon=True)
-            for lane in range(self.count)
-        ]
-        self._start(single=on_cpu)
-
-    def submit(self, work: Callable[[], T], *, priority: Priority) -> Future[T]:
-        """Queue one batch; its future holds what `work` returns or raises. Raises `WorkerError` once closed."""
-        if self._closed.is_set():
-            raise WorkerError("the worker is closed")
-        job = _Job(int(priority), next(self._places), work)
-        self._jobs.put(job)
-        return job.future
-
-    def close(self) -> None:
-        """Let the running batches finish, cancel the waiting ones, end the threads."""
-        if self._closed.is_set():
-            return
-        self._closed.set()
-        for _ in self._threads:
-            self._jobs.put(_Job(-1, next(self._places), None))
-        for thread in self._threads:
-            thread.join()
-        while not self._jobs.empty():
-            self._jobs.get_nowait().future.cancel()
-
-    def _start(self, *, single: bool) -> None:
-        import torch
-
-        if not single:
-            for thread in self._threads:
-                thread.start()
-            return
-        # torch keeps one setting a thread and one for threads to come: each lane sets its own to one, and the latter,
-        # which that changes too, is put back.
-        self._limited = threading.Barrier(len(self._threads) + 1)
-        with _setting_threads:
-            before = torch.get_num_threads()
-            for thread in self._threads:
-                thread.start()
-            self._limited.wait()
-            torch.set_num_threads(before)
-            self._limited.wait()
-
-    def _serve(self) -> None:
-        import torch
-
-        if hasattr(self, "_limited"):
-            torch.get_num_threads()  # the first call in a thread takes the common setting, later ones do not
-            torch.set_num_threads(1)
-            self._limited.wait()
-            self._limited.wait()
-        while True:
-            job = self._jobs.get()
-            if job.work is None:
-                return
-            if not job.future.set_running_or_notify_cancel():
-                continue
-            try:
-                job.future.set_result(job.work())
-            except BaseException as error:  # noqa: BLE001 - whatever went wrong belongs to the one who waits for it
-                job.future.set_exception(error)
-            del job

@@ -44,7 +44,7 @@ class Health:
     """Whether a worker can answer.
 
     Attributes:
-        state: `ok`; `stuck` while a batch runs far too long (it recovers if the batch ends); `dead` and `closed` for ever.
+        state: `ok`; `stuck` while a batch runs far too long, until it ends; `dead` and `closed` for ever.
         detail: What happened and what to do, in a sentence; empty where all is well.
         queued: Items that wait for the device.
         idle_seconds: Seconds since a batch last ended; 0 while nothing waits or runs.

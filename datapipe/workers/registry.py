@@ -8,14 +8,14 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
-from datapipe.errors import ConfigError
+from datapipe.errors import ConfigError, ModelError
 from datapipe.workers.device import arithmetic, resolve_device, resolve_dtype
 from datapipe.workers.folder import resolve
 from datapipe.workers.spec import spec_of
 from datapipe.workers.tasks.lookup import find_task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     import torch
 
@@ -65,7 +65,7 @@ class ModelRegistry:
 
     Args:
         specs: Models known by name. Any other name is taken for a source (`spec_of`).
-        memory_bytes: What the loaded models may hold together. The one asked for last always stays.
+        memory_bytes: What the loaded models may hold together on a device. The one asked for last always stays.
 
     Raises:
         ConfigError: Two specs share a name.
@@ -78,7 +78,7 @@ class ModelRegistry:
                 raise ConfigError(f"two models are named {spec.name!r}")
             self._specs[spec.name] = spec
         self._memory_bytes = memory_bytes
-        self._loaded: OrderedDict[tuple[ModelSpec, str], LoadedModel] = OrderedDict()
+        self._loaded: OrderedDict[tuple[ModelSpec, str], dict[str, LoadedModel]] = OrderedDict()
         self._loading: dict[tuple[ModelSpec, str], threading.Lock] = {}
         self._lock = threading.Lock()
 
@@ -93,8 +93,11 @@ class ModelRegistry:
         Raises:
             ConfigError: The task is unknown, or the model is known for another that this one does not derive from.
         """
+        known = self._specs.get(name)
+        if known is not None and known.task == task:
+            return known
         base = getattr(find_task(task), "derives_from", None)
-        spec = self._specs.get(name) or spec_of(name, task=base or task)
+        spec = known or spec_of(name, task=base or task)
         if spec.task not in {task, base}:
             raise ConfigError(f"model {name} is for the task {spec.task!r}, not for {task!r}")
         return spec
@@ -114,29 +117,53 @@ class ModelRegistry:
             DigestError: Its files do not have the spec's digest.
             ModelError: It is damaged, of an unknown architecture, or tensors are missing or left over.
         """
-        if task is not None and task != spec.task:
-            base = self.load(spec, device)
-            return replace(base, task=cast("type[DerivedTask]", find_task(task)).over(base.task))
         where = resolve_device(device)
         key = (spec, str(where))
         with self._lock:
             lock = self._loading.setdefault(key, threading.Lock())
         with lock:
-            with self._lock:
-                found = self._loaded.get(key)
-                if found is not None:
-                    self._loaded.move_to_end(key)
-                    return found
-            loaded = _load(spec, where)
-            with self._lock:
-                self._loaded[key] = loaded
-                self._give_up()
-            return loaded
+            if self._found(key, spec.task) is None:
+                loaded = _load(spec, where)
+                with self._lock:
+                    self._loaded[key] = {spec.task: loaded}
+                    self._give_up(str(where))
+            found = self._found(key, task or spec.task)
+        if found is None:
+            raise ModelError(f"model {spec.name} was given up while it was loaded: the memory budget is too small")
+        return found
 
-    def _give_up(self) -> None:
-        while len(self._loaded) > 1 and sum(model.nbytes for model in self._loaded.values()) > self._memory_bytes:
-            (spec, device), _ = self._loaded.popitem(last=False)
-            _log.info("model %s on %s given up: the memory budget is %d bytes", spec.name, device, self._memory_bytes)
+    def replicas(self, name: str, task: str, devices: Sequence[torch.device]) -> tuple[LoadedModel, ...]:
+        """The model of that name on each device, bound to the task; loads what is not there. Raises as `load`."""
+        spec = self.spec(name, task=task)
+        return tuple(self.load(spec, str(device), task=task) for device in devices)
+
+    def find(self, name: str, task: str, devices: Sequence[torch.device]) -> tuple[LoadedModel, ...]:
+        """The same where nothing has to be loaded, else nothing; never blocks. Raises `ConfigError`."""
+        spec = self.spec(name, task=task)
+        found = [self._found((spec, str(device)), task) for device in devices]
+        return tuple(model for model in found if model is not None) if None not in found else ()
+
+    def _found(self, key: tuple[ModelSpec, str], task: str) -> LoadedModel | None:
+        with self._lock:
+            by_task = self._loaded.get(key)
+            if by_task is None:
+                return None
+            self._loaded.move_to_end(key)
+            if task not in by_task:
+                base = by_task[key[0].task]
+                derived = cast("type[DerivedTask]", find_task(task)).over(base.task)
+                by_task[task] = replace(base, task=derived)
+            return by_task[task]
+
+    def _give_up(self, device: str) -> None:
+        """Give up the models on that device that were asked for longest ago, until the rest fit."""
+        there = [key for key in self._loaded if key[1] == device]
+        held = {key: self._loaded[key][key[0].task].nbytes for key in there}
+        for key in there[:-1]:
+            if sum(held.values()) <= self._memory_bytes:
+                return
+            del self._loaded[key], held[key]
+            _log.info("model %s on %s given up: the memory budget is %d", key[0].name, device, self._memory_bytes)
 
 
 def _load(spec: ModelSpec, device: torch.device) -> LoadedModel:
@@ -145,5 +172,14 @@ def _load(spec: ModelSpec, device: torch.device) -> LoadedModel:
     folder.check(spec.digest)
     dtype = resolve_dtype(spec.dtype, device)
     task = task_type.open(folder, spec=spec, device=device, dtype=dtype)
+    if device.type == "cuda":
+        _settle(device)
     _log.info("model %s: %s loaded on %s as %s, %d bytes", spec.name, folder.root, device, dtype, task.nbytes)
     return LoadedModel(spec, folder.digest, device, dtype, task, arithmetic(device, dtype))
+
+
+def _settle(device: torch.device) -> None:
+    """Wait until the tensors are there: they are read from other streams than the one that copied them."""
+    import torch
+
+    torch.cuda.synchronize(device)

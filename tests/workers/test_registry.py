@@ -13,11 +13,12 @@ from datapipe.errors import ConfigError, DigestError, ModelError
 from datapipe.weights import embedded_folder
 from datapipe.workers import device as device_module
 from datapipe.workers import registry as registry_module
-from datapipe.workers.device import physical_cores, resolve_device, resolve_dtype
+from datapipe.workers.device import physical_cores, resolve_device, resolve_devices, resolve_dtype
 from datapipe.workers.registry import ModelRegistry
 from datapipe.workers.spec import DEFAULT_EMBEDDER, ModelSpec
 from datapipe.workers.tasks.embed import EmbedTask
 from datapipe.workers.tasks.lookup import find_task, register
+from tests.workers.echo import Echo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,8 +41,10 @@ def test_names_are_known_models_or_sources() -> None:
     assert registry.names == ["mine"]
     assert registry.spec("mine") is known
     assert registry.spec("other/source") == ModelSpec("other/source", "other/source")
-    with pytest.raises(ConfigError, match="model mine is for the task 'embed', not for 'prune'"):
-        registry.spec("mine", task="prune")
+    with pytest.raises(ConfigError, match="model mine is for the task 'embed', not for 'echo'"):
+        registry.spec("mine", task=Echo.name)
+    with pytest.raises(ConfigError, match="there is no task 'no-such'; known are "):
+        registry.spec("mine", task="no-such")
     with pytest.raises(ConfigError, match="two models are named 'mine'"):
         ModelRegistry([known, known])
 
@@ -150,3 +153,18 @@ def test_a_name_belongs_to_one_task() -> None:
 def test_the_embedded_weights_are_small() -> None:
     size = sum(path.stat().st_size for path in embedded_folder("all-MiniLM-L6-v2").rglob("*"))
     assert size <= 23_600_000
+
+
+def test_the_devices_of_a_worker_are_named_one_by_one_or_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_devices("cpu") == [torch.device("cpu")]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"kind {device.index // 2}")
+    assert resolve_devices("cuda:0, cuda:1") == [torch.device("cuda:0"), torch.device("cuda:1")]
+    assert resolve_devices("cuda:2") == [torch.device("cuda:2")]
+    with pytest.raises(ConfigError, match="start one worker for each of kind 0, kind 1"):
+        resolve_devices("auto")
+    with pytest.raises(ConfigError, match="several devices must each be named cuda:N. Got 'cpu,cuda:0'"):
+        resolve_devices("cpu,cuda:0")
+    with pytest.raises(ConfigError, match="a device is named twice in 'cuda:1,cuda:1'"):
+        resolve_devices("cuda:1,cuda:1")

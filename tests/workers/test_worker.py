@@ -1,14 +1,10 @@
-"""The worker in process: order, sealed batches, threads, priorities, deadlines, faults.
-
-`Echo` is a task without a model: what its device does is steered by the items, so that a fault can be put at one seam.
-"""
+"""The worker in process: order, sealed batches, threads, priorities, deadlines, draining, embedding for real."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,79 +13,25 @@ import torch
 from hypothesis import given
 from hypothesis.strategies import integers, lists
 
-from datapipe.errors import ConfigError, ItemError, WorkerError
+from datapipe.errors import (
+    ConfigError,
+    DeadlineError,
+    ItemError,
+    OverloadedError,
+    WorkerError,
+    WorkerStoppedError,
+)
 from datapipe.workers import worker as module
 from datapipe.workers.pack import pack
 from datapipe.workers.protocol import Priority, Worker
 from datapipe.workers.spec import ModelSpec
 from datapipe.workers.tasks.embed import Embedding, EmbedTask, TextItem
-from datapipe.workers.tasks.lookup import register
 from datapipe.workers.worker import LocalWorker
+from tests.workers.echo import Echo, EchoItem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
-
-
-@dataclass(frozen=True)
-class EchoItem:
-    length: int
-    act: Callable[[], object] | None = None
-
-
-class Ready(NamedTuple):
-    item: EchoItem
-
-    @property
-    def length(self) -> int:
-        return self.item.length
-
-
-class Echo:
-    """Gives each item its length back, after doing what the item says."""
-
-    name: ClassVar[str] = "echo"
-    item_type: ClassVar[type] = EchoItem
-    result_type: ClassVar[type] = int
-    padded = True
-    dim = 0
-    nbytes = 1
-    batches: ClassVar[list[list[int]]] = []
-
-    @classmethod
-    def item_schema(cls) -> pa.Schema:
-        return pa.schema([("length", pa.int64())])
-
-    @classmethod
-    def result_schema(cls) -> pa.Schema:
-        return pa.schema([("length", pa.int64())])
-
-    @classmethod
-    def open(cls, *_: Any, **__: Any) -> Self:
-        return cls()
-
-    def prepare(self, item: EchoItem) -> Ready:
-        return self.prepare_many([item])[0]
-
-    def prepare_many(self, items: Sequence[EchoItem], *, first: int = 0) -> list[Ready]:
-        for place, item in enumerate(items):
-            if item.length < 1:
-                raise ItemError(f"item {first + place} is empty", index=first + place)
-        return [Ready(item) for item in items]
-
-    def forward(self, batch: Sequence[Ready]) -> list[int]:
-        self.batches.append([ready.length for ready in batch])
-        done = [ready.item.act() for ready in batch if ready.item.act is not None]
-        return [] if "short" in done else [ready.length for ready in batch]
-
-    def finish(self, raw: int, prepared: Ready) -> int:
-        assert raw == prepared.length
-        return raw
-
-
-@pytest.fixture(scope="module", autouse=True)
-def echo() -> None:
-    register(Echo)
 
 
 @pytest.fixture
@@ -146,10 +88,10 @@ def test_an_unusable_item_is_named_by_its_place_in_the_request(
 
 def test_a_fault_of_the_device_names_model_and_batch_and_the_worker_goes_on(worker: LocalWorker) -> None:
     def fault() -> None:
-        raise RuntimeError("out of memory")
+        raise RuntimeError("no such kernel")
 
     items = [EchoItem(60), EchoItem(5, fault), EchoItem(4)]
-    expected = r"model echo on cpu failed on batch 1 \(2 items, 9 tokens\): RuntimeError: out of memory"
+    expected = "model echo on cpu failed on a batch of 2 items, 9 tokens: RuntimeError: no such kernel"
     with pytest.raises(WorkerError, match=expected):
         run(worker, items)
     assert run(worker, items[:1]) == [60]
@@ -170,31 +112,81 @@ def test_too_few_results_of_a_batch_are_refused(worker: LocalWorker) -> None:
         run(worker, [EchoItem(1, lambda: "short")])
 
 
-def test_online_batches_run_before_bulk_batches_that_wait(worker: LocalWorker) -> None:
-    begun, may_end = threading.Event(), threading.Event()
+class Held:
+    """An item whose batch runs until it is let go."""
 
-    def hold() -> None:
-        begun.set()
-        may_end.wait(30)
+    def __init__(self, length: int) -> None:
+        self.begun, self.may_end = threading.Event(), threading.Event()
+        self.item = EchoItem(length, self._hold)
 
-    bulk = threading.Thread(target=run, args=(worker, [EchoItem(64, hold), *[EchoItem(63)] * 3]))
-    bulk.start()
-    begun.wait(30)
-    online = threading.Thread(target=run, args=(worker, [EchoItem(7)]), kwargs={"priority": Priority.ONLINE})
-    online.start()
-    while worker._lanes is None or worker._lanes._jobs.qsize() < 4:
+    def _hold(self) -> None:
+        self.begun.set()
+        assert self.may_end.wait(30)
+
+
+def in_thread(worker: Worker, items: Sequence[EchoItem], **options: Any) -> tuple[threading.Thread, list[object]]:
+    """Run a call in a thread; the list will hold its result or its error."""
+    seen: list[object] = []
+
+    def call() -> None:
+        try:
+            seen.append(run(worker, items, **options))
+        except WorkerError as error:
+            seen.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    return thread, seen
+
+
+def wait_until_queued(worker: LocalWorker, items: int) -> None:
+    while worker.health().queued < items:
         threading.Event().wait(0.001)
-    may_end.set()
+
+
+def test_an_online_call_does_not_wait_for_the_bulk_batch_that_runs(worker: LocalWorker) -> None:
+    held = Held(64)
+    bulk, seen = in_thread(worker, [held.item, *[EchoItem(63)] * 3])
+    held.begun.wait(30)
+    assert run(worker, [EchoItem(7)], priority=Priority.ONLINE) == [7]
+    held.may_end.set()
     bulk.join()
-    online.join()
+    assert seen == [[64, 63, 63, 63]]
     assert Echo.batches == [[64], [7], [63], [63], [63]]
+
+
+def test_online_calls_share_batches(worker: LocalWorker) -> None:
+    held = Held(64)
+    first, _ = in_thread(worker, [held.item], priority=Priority.ONLINE)
+    held.begun.wait(30)
+    others = [in_thread(worker, [EchoItem(length)], priority=Priority.ONLINE) for length in (9, 5, 7)]
+    wait_until_queued(worker, 3)
+    held.may_end.set()
+    for thread, _ in (*others, (first, None)):
+        thread.join()
+    assert [seen for _, seen in others] == [[[9]], [[5]], [[7]]]
+    assert Echo.batches == [[64], [9, 7, 5]]
+
+
+def test_a_full_worker_refuses_online_calls_and_says_when_to_come_again(source: str) -> None:
+    with LocalWorker([ModelSpec("echo", source, task="echo")], device="cpu", threads=1, queue_items=2) as worker:
+        held = Held(3)
+        thread, _ = in_thread(worker, [held.item, EchoItem(1)], priority=Priority.ONLINE)
+        held.begun.wait(30)
+        with pytest.raises(OverloadedError, match="the worker holds 2 online items of at most 2, and 1 more") as caught:
+            run(worker, [EchoItem(1)], priority=Priority.ONLINE)
+        assert caught.value.retry_after > 0
+        held.may_end.set()
+        thread.join()
+        assert run(worker, [EchoItem(1)] * 5, priority=Priority.ONLINE) == [1] * 5
 
 
 def test_after_the_deadline_no_further_batch_begins(worker: LocalWorker) -> None:
     may_end = threading.Event()
     items = [EchoItem(64, lambda: may_end.wait(30)), EchoItem(63)]
-    with pytest.raises(WorkerError, match="the deadline of a call to model echo passed before it was done"):
+    with pytest.raises(DeadlineError, match="the deadline of a call to model echo passed before it was done"):
         run(worker, items, deadline=0.05)
+    assert worker.health().queued == 0
     may_end.set()
     assert run(worker, [EchoItem(5)]) == [5]
     assert Echo.batches == [[64], [5]]
@@ -209,6 +201,15 @@ async def test_arun_gives_the_same_and_leaves_the_loop_free(worker: LocalWorker)
     may_end.set()
     assert await call == [3, 9]
     assert ticks == [0, 1, 2]
+
+
+async def test_after_the_deadline_of_an_arun_its_items_leave_the_queue(worker: LocalWorker) -> None:
+    may_end = threading.Event()
+    items = [EchoItem(64, lambda: may_end.wait(30)), EchoItem(63)]
+    with pytest.raises(DeadlineError, match="the deadline of a call to model echo passed"):
+        await worker.arun("echo", items, model="echo", priority=Priority.ONLINE, deadline=0.05)
+    assert worker.health().queued == 0
+    may_end.set()
 
 
 async def test_a_cancelled_call_drops_the_batches_that_have_not_begun(worker: LocalWorker) -> None:
@@ -238,36 +239,44 @@ def test_a_closed_worker_refuses_everything_and_may_be_closed_again(worker: Loca
 
 def test_closing_fails_the_calls_that_wait(source: str) -> None:
     worker = LocalWorker([ModelSpec("echo", source, task="echo")], device="cpu", threads=1, token_budget=64)
-    begun, may_end = threading.Event(), threading.Event()
-    seen: list[BaseException] = []
-
-    def hold() -> None:
-        begun.set()
-        may_end.wait(30)
-
-    def call() -> None:
-        try:
-            run(worker, [EchoItem(64, hold), EchoItem(63)])
-        except WorkerError as error:
-            seen.append(error)
-
-    caller = threading.Thread(target=call)
-    caller.start()
-    begun.wait(30)
+    held = Held(64)
+    caller, seen = in_thread(worker, [held.item, EchoItem(63)])
+    held.begun.wait(30)
     closer = threading.Thread(target=worker.close)
     closer.start()
-    while worker._lanes is None or worker._lanes._jobs.qsize() < 2:
+    while worker.health().queued:
         threading.Event().wait(0.001)
-    may_end.set()
+    held.may_end.set()
     closer.join()
     caller.join()
     assert [str(error) for error in seen] == ["the worker was closed before the call was done"]
+    assert isinstance(seen[0], WorkerStoppedError)
 
 
-@pytest.mark.parametrize("option", ["threads", "token_budget", "max_items"])
+def test_draining_finishes_the_calls_that_run_and_refuses_new_ones(worker: LocalWorker) -> None:
+    held = Held(64)
+    caller, seen = in_thread(worker, [held.item, EchoItem(63)])
+    held.begun.wait(30)
+    assert not worker.drain(0.01)
+    with pytest.raises(WorkerStoppedError, match="the worker is shutting down"):
+        run(worker, [EchoItem(1)])
+    assert worker.health().state == "closed"
+    held.may_end.set()
+    assert worker.drain(30)
+    caller.join()
+    assert seen == [[64, 63]]
+
+
+@pytest.mark.parametrize("option", ["threads", "token_budget", "max_items", "queue_items"])
 def test_options_out_of_range_are_refused(option: str) -> None:
     with pytest.raises(ConfigError, match=f"the '{option}' parameter of LocalWorker must be at least 1. Got 0"):
         LocalWorker(**{option: 0})
+
+
+@pytest.mark.parametrize(("option", "value"), [("bulk_share", 1.0), ("bulk_share", -0.1), ("stuck_seconds", 0.0)])
+def test_shares_and_times_out_of_range_are_refused(option: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"the '{option}' parameter of LocalWorker must be .* Got {value}"):
+        LocalWorker(**{option: value})
 
 
 @pytest.fixture(scope="module")
@@ -290,18 +299,33 @@ def test_vectors_have_the_same_bits_whatever_the_number_of_threads(texts: list[s
         np.testing.assert_array_equal(found[0], other)
 
 
-def test_the_thread_settings_of_the_caller_stay(texts: list[str]) -> None:
-    later: list[int] = []
+def test_the_thread_settings_of_the_caller_stay(worker: LocalWorker) -> None:
+    found: list[int] = []
     before = torch.get_num_threads()
+    run(worker, [EchoItem(1, lambda: found.append(torch.get_num_threads()))])
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert (torch.get_num_threads(), found) == (before, [1, before])
+
+
+def test_online_traffic_does_not_change_the_bits_of_bulk_vectors(texts: list[str]) -> None:
     with LocalWorker(device="cpu", threads=2) as worker:
-        embed(worker, texts[:5])
-        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
-        thread.start()
-        thread.join()
-        lanes = worker._lanes
-        assert lanes is not None
-        inside = lanes.submit(torch.get_num_threads, priority=Priority.BULK).result()
-    assert (torch.get_num_threads(), later, inside) == (before, [before], 1)
+        alone = embed(worker, texts)
+        stop = threading.Event()
+
+        def ask() -> None:
+            while not stop.is_set():
+                worker.run("embed", [TextItem("where is my card?")], model="default", priority=Priority.ONLINE)
+
+        asking = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in asking:
+            thread.start()
+        beside = embed(worker, texts)
+        stop.set()
+        for thread in asking:
+            thread.join()
+    np.testing.assert_array_equal(alone, beside)
 
 
 def test_a_loaded_model_states_what_changes_its_bits() -> None:

@@ -62,7 +62,11 @@ def curate(
         int | None, Option(help="Rows of a shard; a killed run loses the shards in the making.")
     ] = None,
     workers: Annotated[
-        int | None, Option(help="Threads; default one a core. The result does not depend on it.")
+        int | None, Option(help="Threads, default one a core; with ray actors. The result does not depend on it.")
+    ] = None,
+    executor: Annotated[
+        str | None,
+        Option(help="local, or ray: the cluster at RAY_ADDRESS, else one started here. The result is the same."),
     ] = None,
     config: Annotated[Path | None, Option(help="TOML file with any of these options; the command line wins.")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Say rows, disk and time, and write nothing.")] = False,
@@ -73,12 +77,12 @@ def curate(
     for name in ("config", "dry_run", "as_json"):
         given.pop(name, None)
     options, source_, out_ = _merge(given, config)
-    threads = options.pop("workers", None)
+    where: dict[str, Any] = {name: options.pop(name) for name in ("workers", "executor") if name in options}
 
     from datapipe.curation import Curation
     from datapipe.progress import for_terminal
 
-    curation = Curation(source_, out=out_, workers=threads, **options)
+    curation = Curation(source_, out=out_, **where, **options)
     if dry_run:
         _show(curation.estimate().as_dict(), as_json=as_json)
         return

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Strategy = Literal["auto", "hard", "easy", "random", "strata"]
 DedupMode = Literal["none", "exact"]
 MetricName = Literal["prototypes", "random"]
+ExecutorName = Literal["local", "ray"]
 
 DEFAULT_KEEP = 0.3
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from datapipe.config import CurateConfig, CurateOptions
 from datapipe.errors import ConfigError, RejectedError
-from datapipe.executors.local import LocalExecutor
+from datapipe.executors.choose import make_executor
 from datapipe.pipeline import Pipeline
 from datapipe.progress import Only
 from datapipe.runs import CurateResult, run_manifest
@@ -29,10 +29,11 @@ from datapipe.storage.stage import StageStore
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import polars as pl
 
+    from datapipe.config import ExecutorName
     from datapipe.pipeline import Executor, StageOutput, StageTiming
     from datapipe.progress import Progress
     from datapipe.stages.estimate import Estimate
@@ -48,8 +49,10 @@ class Curation:
     Args:
         source: A path, glob, folder or list of paths; a Polars frame.
         out: The run folder.
-        workers: Threads of the local executor; default from `DATAPIPE_WORKERS`, else one a core.
-        executor: Runs the stages that work shard by shard; default the threads of this process.
+        workers: Threads of the local executor, by default one a core, or actors of the Ray executor, by default as many
+            as the cluster has room for; `DATAPIPE_WORKERS` and `DATAPIPE_RAY__ACTORS` set other defaults.
+        executor: Runs the stages that work shard by shard: `local` (the threads of this process), `ray` (the cluster at
+            `RAY_ADDRESS`, else a Ray that is started for the run), or an executor. The result does not depend on it.
         **options: See `CurateConfig`.
 
     Raises:
@@ -65,17 +68,25 @@ class Curation:
         *,
         out: str | os.PathLike[str],
         workers: int | None = None,
-        executor: Executor | None = None,
+        executor: Executor | ExecutorName = "local",
         **options: Unpack[CurateOptions],
     ) -> None:
         self.config = CurateConfig.from_mapping(dict(options))
         self.out = Path(out)
         self._settings = Settings()
         self._asked = source
-        if workers is not None and executor is not None:
-            raise ConfigError("workers belongs to the local executor; leave it out where an executor is given")
-        self._executor = executor if executor is not None else LocalExecutor(workers or self._settings.workers)
+        self._executor, self._end = self._find_executor(executor, workers)
         self._timings: list[StageTiming] = []
+
+    def _find_executor(
+        self, executor: Executor | ExecutorName, workers: int | None
+    ) -> tuple[Executor, Callable[[], None]]:
+        if isinstance(executor, str):
+            device = self.config.device or self._settings.device
+            return make_executor(executor, workers=workers, settings=self._settings, device=device)
+        if workers is not None:
+            raise ConfigError("workers is for an executor given by name; leave it out where an executor is given")
+        return executor, lambda: None
 
     @cached_property
     def source(self) -> Source:
@@ -155,6 +166,7 @@ class Curation:
                 raise
             raise explain_os_error(error, self.out) from error
         finally:
+            self._end()
             shutil.rmtree(scratch, ignore_errors=True)
         return outputs
 
@@ -203,7 +215,7 @@ def curate(
     *,
     out: str | os.PathLike[str],
     workers: int | None = None,
-    executor: Executor | None = None,
+    executor: Executor | ExecutorName = "local",
     progress: Progress | None = None,
     **options: Unpack[CurateOptions],
 ) -> CurateResult:
@@ -216,8 +228,9 @@ def curate(
         source: Parquet, CSV, JSON Lines or Arrow IPC; a folder, glob or list of them; a Hugging Face `save_to_disk`
             folder; an `s3://`, `gs://` or `hf://` address; a Polars frame.
         out: The run folder.
-        workers: Threads; default one a core. The result does not depend on it.
-        executor: Runs the stages that work shard by shard; default the threads of this process.
+        workers: Threads, or actors of Ray; see `Curation`. The result does not depend on it.
+        executor: Where the stages run that work shard by shard: `local`, `ray`, or an executor. The result does not
+            depend on it.
         progress: Is told how far the run is; see `datapipe.progress`.
         **options: `keep`, `metric`, `strategy` and the others; see `CurateConfig`.
 

@@ -29,6 +29,16 @@ class LimitSettings(BaseSettings):
         return Limits(**self.model_dump())
 
 
+class RaySettings(BaseSettings):
+    """What an actor of the Ray executor takes; `DATAPIPE_RAY__GPUS` and so on. Which Ray, `RAY_ADDRESS` says."""
+
+    actors: int | None = Field(
+        None, ge=1, description="Actors of a stage at most; default as many as the cluster holds."
+    )
+    cpus: float = Field(1.0, gt=0, description="CPUs of an actor.")
+    gpus: float = Field(1.0, gt=0, description="GPUs of an actor of a stage that computes on GPUs; 0.5 shares one.")
+
+
 class Settings(BaseSettings):
     """Settings of this process, read from the environment when constructed."""
 
@@ -36,4 +46,8 @@ class Settings(BaseSettings):
 
     device: str = Field("auto", description="Where models run: auto, cpu, cuda, cuda:1.")
     workers: int | None = Field(None, ge=1, description="Threads of the local executor; default one a core.")
+    threads: int | None = Field(
+        None, ge=1, description="Threads that a model computes with on the CPU; default one a core."
+    )
     limits: LimitSettings = Field(default_factory=LimitSettings)
+    ray: RaySettings = Field(default_factory=RaySettings)

@@ -173,13 +173,16 @@ class ScorePrototypes(ShardStage):
         return self.bits
 
     def open(self, artifacts: Mapping[str, StageOutput]) -> ShardFunction:
-        """Load the centroids."""
+        """Load the centroids. Raises `StageError` where this process would compute other bits than `bits` says."""
         import numpy as np
 
         from datapipe.metrics.assign import Assigner
+        from datapipe.settings import Settings
+        from datapipe.stages.embedder import arithmetic_bits, check_platform
 
+        check_platform(self.bits, arithmetic_bits(self.device))
         centroids = np.load(io.BytesIO(artifacts["fit"].read_bytes(CENTROIDS)), allow_pickle=False)
-        assigner = Assigner(centroids, device=self.device)
+        assigner = Assigner(centroids, device=self.device, threads=Settings().threads)
 
         def function(tables: Sequence[pa.Table], tick: Tick) -> tuple[pa.Table, dict[str, Any]]:
             return _score(assigner, tables[0], tick)

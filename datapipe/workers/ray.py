@@ -1,0 +1,87 @@
+"""Where Ray comes from: joined, or started for this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from datapipe.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OBJECT_STORE_BYTES = 200 << 20
+
+
+class Cluster:
+    """The Ray that this process works on: the one it is connected to, one that it joins, or one that it starts.
+
+    A Ray that is started here listens on this machine only, has no dashboard and reports no usage.
+
+    Args:
+        address: As `ray.init` takes it; None takes `RAY_ADDRESS`, and where that is not set, starts a Ray.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        if find_spec("ray") is None:
+            raise MissingExtraError.of("ray", extra="ray", purpose="running on a Ray cluster")
+        self._address, self._opened = address, False
+
+    def open(self) -> None:
+        """Start or join Ray, unless this process is connected to one. May be called again.
+
+        Raises:
+            ConfigError: There is no cluster at the address.
+        """
+        import ray
+
+        if ray.is_initialized():
+            return
+        address = self._address or os.environ.get("RAY_ADDRESS")
+        self._opened = True
+        if address:
+            try:
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise ConfigError(
+                    f"there is no Ray cluster at {address} that this process can join: {error}"
+                ) from error
+            return
+        with _no_usage_report():
+            ray.init(
+                address="local",
+                num_cpus=len(os.sched_getaffinity(0)),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                _node_ip_address="127.0.0.1",
+            )
+
+    def close(self) -> None:
+        """Stop the Ray that was started here, or leave the one that was joined here; else do nothing."""
+        if self._opened:
+            import ray
+
+            ray.shutdown()
+            self._opened = False
+
+
+@contextmanager
+def _no_usage_report() -> Iterator[None]:
+    name = "RAY_USAGE_STATS_ENABLED"
+    before = os.environ.get(name)
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

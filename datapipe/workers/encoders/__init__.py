@@ -32,20 +32,28 @@ class Encoder(Protocol):
     padded: bool
     nbytes: int
 
+    @property
+    def kernels(self) -> str:
+        """What computes the steps between products, for they differ in the last bits: `torch` or `triton`."""
+
     def hidden(self, batch: Sequence[Int32]) -> torch.Tensor:
         """Hidden states of the last layer, (tokens of all texts, dim), on the device, text after text."""
 
 
 def open_encoder(folder: ModelFolder, *, device: torch.device, dtype: torch.dtype) -> Encoder:
-    """Load the encoder in `folder`: ours for BERT, that of transformers for every other architecture it knows.
+    """Load the encoder in `folder`: ours for BERT, RoBERTa, CamemBERT, XLM-R and ModernBERT, else that of transformers.
 
     Raises:
         ModelError: The architecture is unknown, or tensors are missing or left over.
     """
     from datapipe.workers.encoders.bert import BertEncoder, BertShape
     from datapipe.workers.encoders.foreign import ForeignEncoder
+    from datapipe.workers.encoders.modernbert import ModernBertEncoder, ModernBertShape
 
-    shape = BertShape.of(folder)
-    if shape is not None:
-        return BertEncoder(folder, shape, device=device, dtype=dtype)
+    bert = BertShape.of(folder)
+    if bert is not None:
+        return BertEncoder(folder, bert, device=device, dtype=dtype)
+    modern = ModernBertShape.of(folder)
+    if modern is not None:
+        return ModernBertEncoder(folder, modern, device=device, dtype=dtype)
     return ForeignEncoder(folder, device=device, dtype=dtype)

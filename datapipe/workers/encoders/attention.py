@@ -94,7 +94,9 @@ class Spans:
     @classmethod
     def over(cls, arrays: torch.Tensor, room: Room, lengths: list[int], *, longest: int) -> Spans:
         """The same from what `lay_out` returned, on its device already."""
-        ids, places, rows, bounds, tiles = arrays.split(room.sections())
+        import torch
+
+        ids, places, rows, bounds, tiles = torch.split(arrays, room.sections())
         tokens = room.tokens
         pairs = tiles[: 2 * -(-tokens // TILE)].view(-1, 2)
         return cls(ids[:tokens], places[:tokens], rows[:tokens], bounds[: room.texts + 1], pairs, lengths, longest)
@@ -141,7 +143,8 @@ def _counted(ids: Int32, starts: Int32, padding: int) -> Int32:
     real = (ids != padding).astype(np.int32)
     counted = np.cumsum(real, dtype=np.int32)
     before = (counted - real)[starts]
-    return (counted - before) * real
+    rows: Int32 = (counted - before) * real
+    return rows
 
 
 def attend(
@@ -183,9 +186,7 @@ def attend_grouped(
     return out
 
 
-def _attend_equal(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, window: int | None
-) -> torch.Tensor:
+def _attend_equal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, window: int | None) -> torch.Tensor:
     """Attention within texts of one length, all (texts, heads, length, head dim); with a window, a part at a time."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention

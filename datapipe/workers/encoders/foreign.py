@@ -12,6 +12,7 @@ import numpy as np
 
 from datapipe.errors import ModelError
 from datapipe.workers.encoders.checkpoint import UNUSED_TENSORS, refuse_difference
+from datapipe.workers.encoders.transfer import to_device
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +40,7 @@ class ForeignEncoder:
     """
 
     padded = True
+    kernels = "torch"
 
     def __init__(self, folder: ModelFolder, *, device: torch.device, dtype: torch.dtype) -> None:
         import torch
@@ -66,7 +68,7 @@ class ForeignEncoder:
         padded[0][there] = np.concatenate(batch)
         padded[1] = there
         with torch.inference_mode():
-            ids, mask = torch.from_numpy(padded).to(self._device)
+            ids, mask = to_device(padded, self._device)
             states: torch.Tensor = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
             return states[mask.bool()]
 

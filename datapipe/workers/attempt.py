@@ -7,8 +7,8 @@ device cannot recover from is raised as `DeviceLostError`, which ends the lane.
 
 from __future__ import annotations
 
-import gc
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from datapipe.errors import DatapipeError, WorkerError
@@ -53,22 +53,50 @@ def run_batch(batch: Batch, *, device: int, observer: Observer) -> None:
         ticket.call.computed(begun, ended)
 
 
+@dataclass(frozen=True)
+class _Fault:
+    """Why a batch failed: what its callers see, and whether a smaller batch may fit."""
+
+    seen: Exception
+    memory: bool
+
+
 def _attempt(batch: Batch, device: int, observer: Observer) -> None:
+    fault = _try(batch, device)
+    if fault is None:
+        return
+    # Only here, where the failed attempt's frames and what they held are gone, is there memory for another.
+    if fault.memory:
+        _free_memory()
+    for part in _parts(batch, halve=fault.memory):
+        rest = [position for position in part if not batch.entries[position][0].done]
+        if len(rest) == len(batch.entries):
+            observer.failed("out_of_memory" if fault.memory else "device", len(rest))
+            batch.entries[0][0].fail(fault.seen)
+        elif rest:
+            _attempt(batch.part(rest), device, observer)
+
+
+def _try(batch: Batch, device: int) -> _Fault | None:
     replica = batch.call.replicas[device]
     try:
         raws = _forward(batch, replica.task)
     except DatapipeError as error:
-        _contain(batch, device, observer, error, error)
+        return _Fault(error, memory=False)
     except Exception as error:
         if _lost(error):
             raise DeviceLostError(f"{replica.device} is lost: {type(error).__name__}: {error}") from error
-        what = f"model {batch.call.model} on {replica.device} failed on a batch of {_size(batch)}"
-        wrapped = WorkerError(f"{what}: {type(error).__name__}: {error}")
-        wrapped.__cause__ = error
-        _contain(batch, device, observer, error, wrapped)
-    else:
-        for ticket, positions in batch.tickets():
-            ticket.deliver([batch.entries[position][1] for position in positions], [raws[p] for p in positions])
+        memory = _out_of_memory(error)
+        seen = WorkerError(
+            f"model {batch.call.model} on {replica.device} failed on a batch of {len(batch.entries)} items, "
+            f"{batch.tokens} tokens: {type(error).__name__}: {error}"
+        )
+        if not memory:
+            seen.__cause__ = error
+        return _Fault(seen, memory)
+    for ticket, positions in batch.tickets():
+        ticket.deliver([batch.entries[position][1] for position in positions], [raws[p] for p in positions])
+    return None
 
 
 def _forward(batch: Batch, task: Any) -> Sequence[Any]:
@@ -78,31 +106,17 @@ def _forward(batch: Batch, task: Any) -> Sequence[Any]:
     return raws
 
 
-def _contain(batch: Batch, device: int, observer: Observer, error: Exception, seen: Exception) -> None:
-    """Halve a batch that was too large; else separate the calls in it; else fail the one that is left."""
-    memory = _out_of_memory(error)
-    if memory:
-        _free_memory()
+def _parts(batch: Batch, *, halve: bool) -> list[list[int]]:
+    """Halves of a batch that was too large; else its calls, separated in two; else all that is left of it."""
+    everything = list(range(len(batch.entries)))
     tickets = list(batch.tickets())
-    everything = range(len(batch.entries))
-    if memory and len(batch.entries) > 1:
-        middle = len(batch.entries) // 2
-        parts: list[Any] = [everything[:middle], everything[middle:]]
-    elif len(tickets) > 1:
+    if halve and len(everything) > 1:
+        middle = len(everything) // 2
+        return [everything[:middle], everything[middle:]]
+    if len(tickets) > 1:
         middle = len(tickets) // 2
-        parts = [sorted(p for _, places in half for p in places) for half in (tickets[:middle], tickets[middle:])]
-    else:
-        observer.failed("out_of_memory" if memory else "device", len(batch.entries))
-        tickets[0][0].fail(seen)
-        return
-    for part in parts:
-        rest = [position for position in part if not batch.entries[position][0].done]
-        if rest:
-            _attempt(batch.part(rest), device, observer)
-
-
-def _size(batch: Batch) -> str:
-    return f"{len(batch.entries)} items, {batch.tokens} tokens"
+        return [sorted(p for _, places in half for p in places) for half in (tickets[:middle], tickets[middle:])]
+    return [everything]
 
 
 def fail_batch(batch: Batch, fault: Callable[[], Exception]) -> None:
@@ -131,6 +145,5 @@ def _lost(error: Exception) -> bool:
 def _free_memory() -> None:
     import torch
 
-    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

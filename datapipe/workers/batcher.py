@@ -302,9 +302,14 @@ class DynamicBatcher:
             self._bulk.popleft()
         if not self._bulk:
             return None
-        if self._waiting[Priority.ONLINE] and self._credit < self._bulk[0].cost:
+        if self._credit < self._bulk[0].cost and self._online_waits(now):
             return None
         return self._bulk.popleft()
+
+    def _online_waits(self, now: float) -> bool:
+        return any(
+            self._wanted(entry.ticket, now) for entries in (*self._ready, *self._streams.values()) for entry in entries
+        )
 
     def _account(self, batch: Batch) -> None:
         """Online tokens earn bulk its share while it waits; bulk that goes before online spends it."""
@@ -314,7 +319,7 @@ class DynamicBatcher:
                 earned = batch.cost * limits.bulk_share / (1 - limits.bulk_share)
                 self._credit = min(self._credit + earned, max(limits.token_budget, self._bulk[0].cost))
             self._wake_bulk()
-        elif self._waiting[Priority.ONLINE]:
+        elif self._online_waits(self._clock()):
             self._credit -= batch.cost
         else:
             self._credit = 0.0

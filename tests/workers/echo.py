@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -68,6 +69,18 @@ class Echo:
     def finish(self, raw: int, prepared: Ready) -> int:
         assert raw == prepared.length
         return raw
+
+
+class Held:
+    """An item whose batch runs until it is let go."""
+
+    def __init__(self, length: int) -> None:
+        self.begun, self.may_end = threading.Event(), threading.Event()
+        self.item = EchoItem(length, self._hold)
+
+    def _hold(self) -> None:
+        self.begun.set()
+        assert self.may_end.wait(30)
 
 
 register(Echo)

@@ -164,7 +164,7 @@ def test_the_devices_of_a_worker_are_named_one_by_one_or_all_together(monkeypatc
     assert resolve_devices("cuda:2") == [torch.device("cuda:2")]
     with pytest.raises(ConfigError, match="start one worker for each of kind 0, kind 1"):
         resolve_devices("auto")
-    with pytest.raises(ConfigError, match="several devices must each be named cuda:N. Got 'cpu,cuda:0'"):
+    with pytest.raises(ConfigError, match="several devices must each be named cuda:N"):
         resolve_devices("cpu,cuda:0")
     with pytest.raises(ConfigError, match="a device is named twice in 'cuda:1,cuda:1'"):
         resolve_devices("cuda:1,cuda:1")

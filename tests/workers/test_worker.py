@@ -27,7 +27,7 @@ from datapipe.workers.protocol import Priority, Worker
 from datapipe.workers.spec import ModelSpec
 from datapipe.workers.tasks.embed import Embedding, EmbedTask, TextItem
 from datapipe.workers.worker import LocalWorker
-from tests.workers.echo import Echo, EchoItem
+from tests.workers.echo import Echo, EchoItem, Held
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -110,18 +110,6 @@ def test_after_a_fault_the_batches_that_wait_are_dropped(worker: LocalWorker) ->
 def test_too_few_results_of_a_batch_are_refused(worker: LocalWorker) -> None:
     with pytest.raises(WorkerError, match="model echo gave 0 results for 1 items"):
         run(worker, [EchoItem(1, lambda: "short")])
-
-
-class Held:
-    """An item whose batch runs until it is let go."""
-
-    def __init__(self, length: int) -> None:
-        self.begun, self.may_end = threading.Event(), threading.Event()
-        self.item = EchoItem(length, self._hold)
-
-    def _hold(self) -> None:
-        self.begun.set()
-        assert self.may_end.wait(30)
 
 
 def in_thread(worker: Worker, items: Sequence[EchoItem], **options: Any) -> tuple[threading.Thread, list[object]]:

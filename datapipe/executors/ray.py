@@ -24,7 +24,7 @@ from datapipe.errors import ConfigError, OutputError, StageError
 from datapipe.executors.actor import Plan, ShardActor, canary_in
 from datapipe.storage.stage import StageDir
 from datapipe.workers.faults import from_plain
-from datapipe.workers.ray import Cluster
+from datapipe.workers.ray.cluster import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Where Ray comes from: joined, or started for this process."""
+"""Where Ray comes from: the one that this process is connected to, one that it joins, or one that it starts."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import logging
 import os
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from datapipe.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import ModuleType
+
+__all__ = ["Cluster", "serve_api"]
 
 OBJECT_STORE_BYTES = 200 << 20
+"""Memory of a Ray that is started here: what passes through it is small."""
 
 
 class Cluster:
@@ -30,11 +34,11 @@ class Cluster:
 
     def __init__(self, address: str | None = None) -> None:
         if find_spec("ray") is None:
-            raise MissingExtraError.of("ray", extra="ray", purpose="running on a Ray cluster")
+            raise MissingExtraError.of("ray", extra="ray", purpose="running on Ray")
         self._address, self._opened = address, False
 
     def open(self) -> None:
-        """Start or join Ray, unless this process is connected to one. May be called again.
+        """Start or join Ray, unless this process is connected to one; may be called again.
 
         Raises:
             ConfigError: There is no cluster at the address.
@@ -49,9 +53,7 @@ class Cluster:
             try:
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                raise ConfigError(
-                    f"there is no Ray cluster at {address} that this process can join: {error}"
-                ) from error
+                raise ConfigError(f"there is no Ray cluster at {address} that can be joined: {error}") from error
             return
         with _no_usage_report():
             ray.init(
@@ -71,6 +73,15 @@ class Cluster:
 
             ray.shutdown()
             self._opened = False
+
+
+def serve_api() -> ModuleType:
+    """Ray Serve, imported; what it would say of each call in this process stays unsaid, its warnings do not."""
+    from ray import serve
+
+    logger = logging.getLogger("ray.serve")
+    logger.setLevel(max(logger.level, logging.WARNING))
+    return cast("ModuleType", serve)
 
 
 @contextmanager

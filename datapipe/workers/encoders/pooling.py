@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args
 
+import numpy as np
+
+from datapipe.workers.encoders.transfer import to_device
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -29,7 +33,7 @@ def pool(hidden: torch.Tensor, lengths: Sequence[int], *, mode: PoolingMode, nor
     """
     import torch
 
-    counts = torch.tensor(lengths, dtype=torch.int64, device=hidden.device)
+    counts = to_device(np.asarray(lengths, dtype=np.int64), hidden.device)
     ends = counts.cumsum(0)
     if mode == "cls":
         vectors = hidden[ends - counts].float()

@@ -17,6 +17,7 @@ import logging
 import os
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -162,17 +163,24 @@ class Lanes:
             self._limited.wait()
 
     def _serve(self, lane: _Lane) -> None:
+        from datapipe.workers.encoders.graphs import replaying
+
         try:
             self._settle(lane)
-            while (batch := self._batcher.take(lane.priority)) is not None:
-                lane.since, lane.batch = time.monotonic(), batch
-                run_batch(batch, device=lane.device, observer=self._observer)
-                with self._lock:
-                    self._last_end = time.monotonic()
-                    lane.batch, lane.stuck = None, False
-                del batch
+            # Only bulk results are promised to the bit, and a replayed graph may differ in the last.
+            with replaying() if lane.priority is Priority.ONLINE else nullcontext():
+                self._work(lane)
         except BaseException as error:  # noqa: BLE001 - whatever ends a lane must reach those who wait for it
             self._die(lane, error)
+
+    def _work(self, lane: _Lane) -> None:
+        while (batch := self._batcher.take(lane.priority)) is not None:
+            lane.since, lane.batch = time.monotonic(), batch
+            run_batch(batch, device=lane.device, observer=self._observer)
+            with self._lock:
+                self._last_end = time.monotonic()
+                lane.batch, lane.stuck = None, False
+            del batch
 
     def _settle(self, lane: _Lane) -> None:
         """Bind the thread to its share of the device."""

@@ -379,8 +379,10 @@ def _reason(error: BaseException) -> FailureReason | None:
 def _wait(call: Call, future: Future[Any]) -> Any:
     try:
         return future.result(call.remaining())
+    except DeadlineError:
+        raise
     except TimeoutError:
-        if future.done():  # the future's own
+        if call.expires is None:  # the future's own
             raise
         raise call.deadline_error() from None
     except CancelledError as error:
@@ -391,8 +393,10 @@ async def _await(call: Call, future: Future[Any]) -> Any:
     try:
         async with asyncio.timeout(call.remaining()):
             return await asyncio.wrap_future(future)
+    except DeadlineError:
+        raise
     except TimeoutError:
-        if future.done():
+        if call.expires is None:
             raise
         raise call.deadline_error() from None
     except asyncio.CancelledError as error:

@@ -1,0 +1,271 @@
+"""One worker for online questions and a bulk job, against two processes with a model each.
+
+    python -m benchmarks.sharing            # this machine's CPU, or --device cuda
+    python -m benchmarks.sharing --table
+
+The bulk job embeds texts of mixed lengths without pause. The online traffic is one question a request, arriving at
+random (exponential gaps) at 15 % of what the worker answers when it has nothing else to do. Every way runs the same
+arrivals, in turns, `--rounds` times: online alone, bulk alone, and both together in
+
+    shared        one worker; bulk lanes give way to online lanes (the default)
+    no give way   the same worker, its lanes left to the scheduler as equals
+    two processes the naive way: the bulk job in a process of its own, with a model of its own
+
+A latency is from the moment a question was due to its answer. `times_alone_p95` is the median over the rounds of p95
+together over p95 alone; memory is the proportional set size of all processes once both kinds have run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import random
+import statistics
+import threading
+import time
+from contextlib import nullcontext
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+
+from benchmarks.common import Row, finished, record, table
+from benchmarks.embedding import data_sets
+from datapipe.workers.lanes import Lanes
+from datapipe.workers.observe import Unobserved
+from datapipe.workers.protocol import Priority
+from datapipe.workers.tasks.embed import TextItem
+from datapipe.workers.worker import LocalWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from multiprocessing.synchronize import Event
+
+NAME = "sharing"
+SHARE = 0.15
+SLICE = 256
+WARM_SECONDS = 1.0
+COLUMNS = [
+    *("device", "way", "online_per_s", "p50_ms", "p95_ms", "alone_p95_ms", "times_alone_p95"),
+    *("bulk_tokens_per_s", "alone_bulk_tokens_per_s", "share_of_bulk_alone", "memory_mib"),
+]
+
+
+class Counter(Unobserved):
+    """Counts the tokens of bulk batches as they begin."""
+
+    tokens = 0
+
+    def batch(self, *, priority: Priority, tokens: int, **_: Any) -> None:
+        if priority is Priority.BULK:
+            self.tokens += tokens
+
+
+class Bulk:
+    """The bulk job in this process: embeds slices until it is stopped."""
+
+    def __init__(self, worker: LocalWorker, texts: Sequence[str]) -> None:
+        self._worker, self._stop = worker, threading.Event()
+        self._slices = cycle([texts[start : start + SLICE] for start in range(0, len(texts) - SLICE + 1, SLICE)])
+        self._threads = [threading.Thread(target=self._run) for _ in range(2)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            batch = [TextItem(text) for text in next(self._slices)]
+            self._worker.run("embed", batch, model="default")
+
+    def end(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def bulk_process(device: str, texts: list[str], tokens: Any, stop: Event) -> None:
+    """The bulk job in a process of its own."""
+    counter = Counter()
+    with LocalWorker(device=device, observer=counter) as worker:
+        bulk = Bulk(worker, texts)
+        while not stop.wait(0.02):
+            tokens.value = counter.tokens
+        bulk.end()
+
+
+async def ask(worker: LocalWorker, questions: Iterator[str], gaps: Sequence[float]) -> list[float]:
+    """Send questions at the given gaps whatever the answers do; seconds from due to answered, in order."""
+    loop = asyncio.get_running_loop()
+    due = loop.time()
+    calls = []
+
+    async def one(text: str, at: float) -> float:
+        await worker.arun("embed", [TextItem(text)], model="default", priority=Priority.ONLINE)
+        return loop.time() - at
+
+    for gap in gaps:
+        due += gap
+        await asyncio.sleep(max(0.0, due - loop.time()))
+        calls.append(asyncio.create_task(one(next(questions), due)))
+    return await asyncio.gather(*calls)
+
+
+async def capacity(worker: LocalWorker, questions: Iterator[str], *, clients: int, seconds: float) -> float:
+    """Questions a second that so many clients get answered, each asking again at once."""
+    loop = asyncio.get_running_loop()
+    end, answered = loop.time() + seconds, 0
+
+    async def client() -> None:
+        nonlocal answered
+        while loop.time() < end:
+            await worker.arun("embed", [TextItem(next(questions))], model="default", priority=Priority.ONLINE)
+            answered += 1
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return answered / seconds
+
+
+def memory(pid: int | None = None) -> int:
+    """Proportional set size of a process in bytes, default this one: shared pages count in part."""
+    lines = Path(f"/proc/{pid or 'self'}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) << 10
+
+
+class Shared:
+    """Both kinds on one worker."""
+
+    def __init__(self, device: str, texts: Sequence[str]) -> None:
+        self._counter, self._texts = Counter(), texts
+        self.worker = LocalWorker(device=device, observer=self._counter)
+
+    def begin(self) -> None:
+        self._bulk = Bulk(self.worker, self._texts)
+
+    @property
+    def tokens(self) -> int:
+        return self._counter.tokens
+
+    def end(self) -> int:
+        self._bulk.end()
+        return memory()
+
+
+class TwoProcesses:
+    """Online here, bulk in another process."""
+
+    def __init__(self, device: str, texts: Sequence[str]) -> None:
+        self.worker = LocalWorker(device=device)
+        self._device, self._texts = device, texts
+
+    def begin(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._tokens, self._stop = context.Value("q", 0), context.Event()
+        self._process = context.Process(
+            target=bulk_process, args=(self._device, list(self._texts), self._tokens, self._stop)
+        )
+        self._process.start()
+        while not self._tokens.value:
+            time.sleep(0.05)
+
+    @property
+    def tokens(self) -> int:
+        return int(self._tokens.value)
+
+    def end(self) -> int:
+        found = memory() + memory(self._process.pid)
+        self._stop.set()
+        self._process.join()
+        return found
+
+
+def together(way: Shared | TwoProcesses, questions: Iterator[str], gaps: Sequence[float]) -> Row:
+    """Online traffic beside the bulk job."""
+    way.begin()
+    time.sleep(WARM_SECONDS)
+    tokens, begun = way.tokens, time.perf_counter()
+    latencies = asyncio.run(ask(way.worker, questions, gaps))
+    rate = (way.tokens - tokens) / (time.perf_counter() - begun)
+    return {"latencies": latencies, "bulk": rate, "memory": way.end()}
+
+
+def bulk_alone(way: Shared, seconds: float) -> float:
+    """Tokens a second of the bulk job with nothing beside it."""
+    way.begin()
+    time.sleep(WARM_SECONDS)
+    tokens, begun = way.tokens, time.perf_counter()
+    time.sleep(seconds)
+    rate = (way.tokens - tokens) / (time.perf_counter() - begun)
+    way.end()
+    return rate
+
+
+def measure(device: str, *, rounds: int, seconds: float) -> None:
+    """Run all ways in turns and record a row for each."""
+    config = {"device": device, "share_offered": SHARE, "rounds": rounds, "seconds": seconds, "slice": SLICE}
+    names = ("shared", "no give way", "two processes")
+    if all(finished(NAME, {**config, "way": name}) for name in names):
+        print("measured already")
+        return
+    texts = data_sets(12_000)
+    questions = cycle(texts["banking77"])
+    bulk_texts = texts["mixed"]
+    shared, equal, lone = Shared(device, bulk_texts), Shared(device, bulk_texts), TwoProcesses(device, bulk_texts)
+    ways: dict[str, Shared | TwoProcesses] = dict(zip(names, (shared, equal, lone), strict=True))
+    for name, way in ways.items():
+        with mock.patch.object(Lanes, "give_way") if name == "no give way" else nullcontext():
+            asyncio.run(capacity(way.worker, questions, clients=4, seconds=1.0))
+    most = asyncio.run(capacity(shared.worker, questions, clients=64, seconds=4.0))
+    found: dict[str, list[Row]] = {name: [] for name in ways}
+    for turn in range(rounds):
+        generator = random.Random(turn)  # noqa: S311 - arrivals, not secrets
+        gaps = [generator.expovariate(SHARE * most) for _ in range(int(SHARE * most * seconds))]
+        alone = np.percentile(asyncio.run(ask(shared.worker, questions, gaps)), [50, 95])
+        solo = bulk_alone(shared, seconds / 2)
+        for name, way in ways.items():
+            with mock.patch.object(Lanes, "give_way") if name == "no give way" else nullcontext():
+                row = together(way, questions, gaps)
+            found[name].append({**row, "alone": alone, "solo": solo})
+    for way in ways.values():
+        way.worker.close()
+    for name, turns in found.items():
+        whole = [latency for row in turns for latency in row["latencies"]]
+        p95 = [float(np.percentile(row["latencies"], 95)) for row in turns]
+        row = {
+            "online_per_s": SHARE * most,
+            "p50_ms": 1e3 * float(np.percentile(whole, 50)),
+            "p95_ms": 1e3 * float(np.percentile(whole, 95)),
+            "p99_ms": 1e3 * float(np.percentile(whole, 99)),
+            "alone_p95_ms": 1e3 * statistics.median(float(each["alone"][1]) for each in turns),
+            "times_alone_p95": statistics.median(
+                p / float(each["alone"][1]) for p, each in zip(p95, turns, strict=True)
+            ),
+            "bulk_tokens_per_s": statistics.median(each["bulk"] for each in turns),
+            "alone_bulk_tokens_per_s": statistics.median(each["solo"] for each in turns),
+            "share_of_bulk_alone": statistics.median(each["bulk"] / each["solo"] for each in turns),
+            "memory_mib": statistics.median(each["memory"] for each in turns) / 2**20,
+        }
+        print(json.dumps(record(NAME, row, {**config, "way": name}) | {"versions": None}, indent=1))
+
+
+def main() -> None:
+    """Measure, or print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=12.0)
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        measure(arguments.device, rounds=arguments.rounds, seconds=arguments.seconds)
+    print(table(NAME, COLUMNS))
+
+
+if __name__ == "__main__":
+    main()

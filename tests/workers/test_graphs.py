@@ -35,7 +35,14 @@ def embedder(device: str, dtype: torch.dtype) -> BertEncoder:
     folder = ModelFolder("m", embedded_folder("all-MiniLM-L6-v2"))
     encoder = open_encoder(folder, device=torch.device(device), dtype=dtype)
     assert isinstance(encoder, BertEncoder)
+    settle()
     return encoder
+
+
+def settle() -> None:
+    """Wait for the tensors of an encoder, which other streams are going to read."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 @given(lists(integers(1, 600), min_size=1, max_size=TEXTS + 2))
@@ -87,6 +94,7 @@ def test_replays_equal_eager_passes_whatever_was_replayed_before(tmp_path: Path,
         folder = ModelFolder("m", random_model(tmp_path / "m", kind, max_position_embeddings=514))
         exact = open_encoder(folder, device=torch.device("cpu"), dtype=torch.float32)
         encoder = open_encoder(folder, device=torch.device("cuda"), dtype=torch.bfloat16)
+        settle()
     batches = [batch_of(lengths, seed=n) for n, lengths in enumerate([[9], [3, 3], [200, 40, 7], [90] * 8, [9]] * 3)]
 
     def run() -> torch.Tensor:

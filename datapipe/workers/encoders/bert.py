@@ -167,17 +167,19 @@ class BertEncoder(PackedEncoder):
         return stream.sums
 
     def _layer(self, stream: Stream, layer: _Layer, spans: Spans) -> Stream:
-        import torch
-
         steps, tokens = self._steps, len(stream.sums)
         qkv = self._product(stream.operand, layer.qkv, "qkv")
         out = self._buffer("mixed", tokens, self.dim)
         mixed = steps.attend(qkv, spans, heads=self._heads, out=out, window=None)
         update = self._product(mixed, layer.out, "sum")
         stream = steps.add_norm(stream.sums, update, norm=layer.attention_norm, kept="norm")
-        inner = torch.ops.aten.gelu_(self._product(stream.operand, layer.up, "inner"))
-        update = self._product(inner, layer.down, "sum")
+        update = self._product(self._inner(stream.operand, layer.up), layer.down, "sum")
         return steps.add_norm(stream.sums, update, norm=layer.output_norm, kept="norm")
+
+    def _inner(self, operand: torch.Tensor, up: Linear) -> torch.Tensor:
+        import torch
+
+        return torch.ops.aten.gelu_(self._product(operand, up, "inner"))
 
 
 def _layer(tensors: Tensors, at: str, epsilon: float) -> _Layer:

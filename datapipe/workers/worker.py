@@ -12,21 +12,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import deque
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-from datapipe.errors import (
-    ConfigError,
-    DeadlineError,
-    ItemError,
-    ModelError,
-    OverloadedError,
-    WorkerStoppedError,
-)
+from datapipe.errors import ConfigError, OverloadedError, WorkerStoppedError
 from datapipe.workers.batcher import BatchLimits, DynamicBatcher
-from datapipe.workers.calls import Call, Ticket
+from datapipe.workers.calls import Call
+from datapipe.workers.course import PREPARERS, WINDOW_ITEMS, course, failure_reason, held, wait, wait_async
 from datapipe.workers.device import resolve_devices
 from datapipe.workers.lanes import Lanes, lanes_of
 from datapipe.workers.observe import Unobserved
@@ -35,21 +28,15 @@ from datapipe.workers.registry import MEMORY_BYTES, ModelRegistry
 from datapipe.workers.spec import DEFAULT_EMBEDDER
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
-    from datapipe.workers.observe import FailureReason, Observer
+    from datapipe.workers.observe import Observer
     from datapipe.workers.protocol import Item, Result
     from datapipe.workers.registry import LoadedModel
     from datapipe.workers.spec import ModelSpec
 
 __all__ = ["WINDOW_ITEMS", "LocalWorker"]
-
-WINDOW_ITEMS = 2048
-"""Items prepared and packed together: enough to find texts of one length, few enough that the device starts soon."""
-
-WINDOWS_AHEAD = 2
-"""Windows whose batches wait or run at a time; it bounds what a call holds besides its items and results."""
 
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 65_536}
 """Tokens of a batch. On the CPU an activation of this many tokens is still in the cache when it is read again."""
@@ -62,9 +49,6 @@ WINDOW_BUDGETS = 8
 
 MAX_ITEMS = 4096
 """Items of a batch."""
-
-PREPARERS = 2
-"""Windows of one priority that are prepared at a time, ahead of the device."""
 
 STUCK_SECONDS = 600.0
 """How long a batch may run before it counts as stuck."""
@@ -177,11 +161,11 @@ class LocalWorker:
     ) -> list[Result]:
         """Return one result an item, in the order of the items; see `Worker.run`."""
         call = self._begin(self._replicas(model, task), items, priority, deadline)
-        steps = self._steps(call, items)
+        steps = course(call, items, pool=self._preparers[call.priority], submit=self._batcher.submit)
         try:
             future = next(steps)
             while True:
-                future = steps.send(_wait(call, future))
+                future = steps.send(wait(call, future))
         except StopIteration as done:
             return self._answered(call, done.value)
         except BaseException as error:
@@ -206,11 +190,11 @@ class LocalWorker:
         if not replicas:
             replicas = await asyncio.to_thread(self._replicas, model, task)
         call = self._begin(replicas, items, priority, deadline)
-        steps = self._steps(call, items)
+        steps = course(call, items, pool=self._preparers[call.priority], submit=self._batcher.submit)
         try:
             future = next(steps)
             while True:
-                future = steps.send(await _await(call, future))
+                future = steps.send(await wait_async(call, future))
         except StopIteration as done:
             return self._answered(call, done.value)
         except BaseException as error:
@@ -260,7 +244,7 @@ class LocalWorker:
             with self._lock:
                 lanes = self._started()
                 lanes.refuse_if_stuck(call.priority)
-                self._batcher.admit(call.priority, _held(call))
+                self._batcher.admit(call.priority, held(call))
                 self._running_calls += 1
         except (OverloadedError, WorkerStoppedError) as error:
             self._failed(call, error)
@@ -287,55 +271,10 @@ class LocalWorker:
 
     def _end(self, call: Call) -> None:
         """Count a call out."""
-        self._batcher.release(call.priority, _held(call))
+        self._batcher.release(call.priority, held(call))
         with self._lock:
             self._running_calls -= 1
             self._idle.notify_all()
-
-    def _steps(self, call: Call, items: Sequence[Item]) -> Generator[Future[Any], Any, list[Result]]:
-        """The course of a call: yields each future that has to be waited for, and is sent what it resolved to."""
-        task = call.replicas[0].task
-        results: list[Result] = []
-        flying: deque[Ticket] = deque()
-        coming: deque[Future[list[Any]]] = deque()
-        starts = deque(range(0, len(items), WINDOW_ITEMS))
-
-        def collect(ticket: Ticket, raws: list[Any]) -> None:
-            results.extend(map(task.finish, raws, ticket.prepared))
-
-        for _ in range(PREPARERS):
-            self._prepare(call, items, starts, coming)
-        while coming:
-            prepared = yield coming.popleft()
-            self._prepare(call, items, starts, coming)
-            ticket = Ticket(call, prepared)
-            call.prepared = time.monotonic()
-            self._batcher.submit(ticket)
-            flying.append(ticket)
-            if len(flying) == WINDOWS_AHEAD:
-                collect(flying[0], (yield flying.popleft().future))
-        while flying:
-            collect(flying[0], (yield flying.popleft().future))
-        return results
-
-    def _prepare(self, call: Call, items: Sequence[Item], starts: deque[int], coming: deque[Future[list[Any]]]) -> None:
-        """Begin to prepare the next window, if there is one."""
-        if not starts:
-            return
-        first = starts.popleft()
-        window = items[first : first + WINDOW_ITEMS]
-
-        def prepare() -> list[Any]:
-            begun = time.monotonic()
-            try:
-                return call.replicas[0].task.prepare_many(window, first=first)
-            finally:
-                call.tokenize += time.monotonic() - begun
-
-        try:
-            coming.append(self._preparers[call.priority].submit(prepare))
-        except RuntimeError as error:  # the pool was shut down since the call began
-            raise WorkerStoppedError("the worker was closed before the call was done") from error
 
     def _answered(self, call: Call, results: list[Result]) -> list[Result]:
         total = time.monotonic() - call.begun
@@ -351,60 +290,6 @@ class LocalWorker:
         return results
 
     def _failed(self, call: Call, error: BaseException) -> None:
-        reason = _reason(error)
+        reason = failure_reason(error)
         if reason is not None:
             self._observer.failed(reason, call.items)
-
-
-def _held(call: Call) -> int:
-    """Items of a call that are in flight at most."""
-    return min(call.items, WINDOWS_AHEAD * WINDOW_ITEMS) if call.priority is Priority.BULK else call.items
-
-
-def _reason(error: BaseException) -> FailureReason | None:
-    """Why a call failed; None for faults that are counted where the batch fails."""
-    if isinstance(error, OverloadedError):
-        return "overloaded"
-    if isinstance(error, DeadlineError):
-        return "deadline"
-    if isinstance(error, WorkerStoppedError):
-        return "stopped"
-    if isinstance(error, ItemError):
-        return "item"
-    if isinstance(error, ModelError):
-        return "model"
-    return "cancelled" if isinstance(error, asyncio.CancelledError | KeyboardInterrupt) else None
-
-
-def _wait(call: Call, future: Future[Any]) -> Any:
-    try:
-        return future.result(call.remaining())
-    except DeadlineError:
-        raise
-    except TimeoutError:
-        if call.expires is None:  # the future's own
-            raise
-        raise call.deadline_error() from None
-    except CancelledError as error:
-        raise WorkerStoppedError("the worker was closed before the call was done") from error
-
-
-async def _await(call: Call, future: Future[Any]) -> Any:
-    try:
-        async with asyncio.timeout(call.remaining()):
-            return await asyncio.wrap_future(future)
-    except DeadlineError:
-        raise
-    except TimeoutError:
-        if call.expires is None:
-            raise
-        raise call.deadline_error() from None
-    except asyncio.CancelledError as error:
-        if not future.cancelled() or _cancelling():
-            raise
-        raise WorkerStoppedError("the worker was closed before the call was done") from error
-
-
-def _cancelling() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -21,7 +21,7 @@ from datapipe.errors import (
     WorkerError,
     WorkerStoppedError,
 )
-from datapipe.workers import worker as module
+from datapipe.workers import course as module
 from datapipe.workers.pack import pack
 from datapipe.workers.protocol import Priority, Worker
 from datapipe.workers.spec import ModelSpec

@@ -179,7 +179,8 @@ class BertEncoder(PackedEncoder):
     def _inner(self, operand: torch.Tensor, up: Linear) -> torch.Tensor:
         import torch
 
-        return torch.ops.aten.gelu_(self._product(operand, up, "inner"))
+        inner: torch.Tensor = torch.ops.aten.gelu_(self._product(operand, up, "inner"))
+        return inner
 
 
 def _layer(tensors: Tensors, at: str, epsilon: float) -> _Layer:

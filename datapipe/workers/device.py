@@ -84,17 +84,21 @@ def resolve_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
 
 
 def arithmetic(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
-    """What changes the last bits of a result: device, its kind or instructions, precision, torch, threads a batch."""
+    """What changes the last bits of a result: device, its kind or instructions, kernels, precision, torch, threads."""
     import torch
 
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    return {
+    bits = {
         "device": device.type,
-        "kind": kind,
+        "kind": torch.backends.cpu.get_cpu_capability(),
         "dtype": str(dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "threads": "1",
     }
+    if device.type == "cuda":
+        from datapipe.workers.encoders.steps import steps_for
+
+        bits |= {"kind": torch.cuda.get_device_name(device), "kernels": steps_for(device, dtype).name}
+    return bits
 
 
 @cache

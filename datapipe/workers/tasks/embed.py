@@ -131,6 +131,7 @@ class EmbedTask:
         import torch
 
         from datapipe.workers.encoders.pooling import pool
+        from datapipe.workers.encoders.transfer import to_host
 
         with torch.inference_mode():
             hidden = self._encoder.hidden([tokens.ids for tokens in batch])
@@ -140,7 +141,7 @@ class EmbedTask:
                 mode=self._layout.pooling,
                 normalised=self._layout.normalised,
             )
-            vectors: Float32 = pooled.cpu().numpy()
+            vectors: Float32 = to_host(pooled)
         finite = np.isfinite(vectors).all(axis=1)
         if not finite.all():
             raise FloatingPointError(f"the vector of text {int(finite.argmin())} of the batch is not finite")

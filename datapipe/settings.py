@@ -5,10 +5,11 @@ None of these changes which rows are kept. `datapipe config` prints them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 if TYPE_CHECKING:
     from datapipe.storage.limits import Limits
@@ -39,6 +40,44 @@ class RaySettings(BaseSettings):
     gpus: float = Field(1.0, gt=0, description="GPUs of an actor of a stage that computes on GPUs; 0.5 shares one.")
 
 
+class ServeSettings(BaseModel):
+    """What `datapipe serve` serves, where, and how much it takes; `DATAPIPE_SERVE__PORT` and so on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="SOURCE or NAME=SOURCE, then ,task=T and the like; several between blanks; none: the embedded."
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on; one that others reach needs a key.")
+    port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
+    device: str | None = Field(None, description="Where models run; default DATAPIPE_DEVICE.")
+    api_key_file: Path | None = Field(None, description="File of bearer keys, one a line; besides DATAPIPE_API_KEY.")
+    allow_public: bool = Field(default=False, description="Listen for others although no key is set.")
+    max_body_bytes: int = Field(8 << 20, ge=1, description="Bytes of a JSON body; more: 413.")
+    max_task_bytes: int = Field(64 << 20, ge=1, description="Bytes of an Arrow body of /v1/tasks; more: 413.")
+    max_header_bytes: int = Field(64 << 10, ge=256, description="Bytes of a request line and its headers; more: 431.")
+    max_texts: int = Field(2048, ge=1, description="Texts of a request; more: 413.")
+    max_characters: int = Field(1_000_000, ge=1, description="Characters of a text; more: 413.")
+    max_tokens: int = Field(1 << 20, ge=1, description="Tokens that an online request sends to a model; more: 413.")
+    max_requests: int = Field(1024, ge=1, description="Requests in progress; more: 429.")
+    max_pending_bytes: int = Field(512 << 20, ge=1, description="Bytes of all bodies held at a time; more: 429.")
+    queue_items: int = Field(4096, ge=1, description="Online items in the worker; more: 429.")
+    timeout_seconds: float = Field(30.0, gt=0, description="Deadline of a request; later: 504.")
+    body_seconds: float = Field(30.0, gt=0, description="Time in which a body must arrive; later: 408.")
+    health_seconds: float = Field(5.0, gt=0, description="Time in which the worker must answer /health.")
+    stuck_seconds: float = Field(120.0, gt=0, description="Time after which a batch that still runs is stuck: 503.")
+    drain_seconds: float = Field(30.0, ge=0, description="Time that running requests get when the server is stopped.")
+    memory_bytes: int = Field(8 << 30, ge=1, description="Memory of the loaded models on a device.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="What is logged: info names every request by route, status and time."
+    )
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        return value.split() if isinstance(value, str) else value
+
+
 class Settings(BaseSettings):
     """Settings of this process, read from the environment when constructed."""
 
@@ -50,4 +89,6 @@ class Settings(BaseSettings):
         None, ge=1, description="Threads that a model computes with on the CPU; default one a core."
     )
     limits: LimitSettings = Field(default_factory=LimitSettings)
+    api_key: SecretStr | None = Field(None, description="Bearer key of `datapipe serve` and of its clients.")
+    serve: ServeSettings = Field(default_factory=ServeSettings)
     ray: RaySettings = Field(default_factory=RaySettings)

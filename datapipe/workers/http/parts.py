@@ -1,0 +1,68 @@
+"""A call's items cut into the bodies of requests.
+
+    items -> windows of WINDOW_ITEMS -> Arrow -> (place of the first item, body)
+
+A bulk window is never cut: a worker packs it as a whole, so cutting it would change the bits of its results.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from datapipe.errors import ConfigError, DatapipeError, ItemError
+from datapipe.workers.faults import shifted
+from datapipe.workers.protocol import Priority
+from datapipe.workers.wire import to_arrow
+from datapipe.workers.worker import WINDOW_ITEMS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from datapipe.workers.protocol import Item, Task
+
+__all__ = ["bodies"]
+
+
+def bodies(
+    kind: type[Task], items: Sequence[Item], *, priority: Priority, most: int
+) -> Iterator[tuple[int, bytes | DatapipeError]]:
+    """Bodies in the order of the items, each with the place of its first; made when they are asked for.
+
+    A part that cannot be sent comes as its error, so that it is raised in its turn: `ItemError` for an item that does
+    not fit its schema or is larger than a body may be, `ConfigError` for a bulk window that is.
+
+    Args:
+        kind: The task.
+        items: Of the call; an empty call has one empty body, so that its model is checked.
+        priority: Online parts are halved until they fit.
+        most: Bytes of a body.
+    """
+    schema = kind.item_schema()
+    starts = range(0, max(len(items), 1), WINDOW_ITEMS)
+    waiting = deque((first, min(first + WINDOW_ITEMS, len(items))) for first in starts)
+    while waiting:
+        first, end = waiting.popleft()
+        try:
+            body = to_arrow(items[first:end], schema)
+        except ItemError as error:
+            yield first, shifted(error, first)
+            continue
+        if len(body) <= most:
+            yield first, body
+        elif priority is Priority.ONLINE and end - first > 1:
+            middle = (first + end) // 2
+            waiting.extendleft([(middle, end), (first, middle)])
+        elif priority is Priority.ONLINE:
+            message = f"item {first} takes {len(body):,} bytes, but max_body_bytes is {most:,}"
+            yield first, ItemError(message, index=first)
+        else:
+            yield first, _uncuttable(first, end, len(body), most)
+
+
+def _uncuttable(first: int, end: int, nbytes: int, most: int) -> ConfigError:
+    return ConfigError(
+        f"items {first} to {end - 1} take {nbytes:,} bytes, but max_body_bytes is {most:,}. They are packed together, "
+        "so cutting them would change the bits of their results: raise max_body_bytes here and "
+        "DATAPIPE_SERVE__MAX_TASK_BYTES at the server, or run them as online work"
+    )

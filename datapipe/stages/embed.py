@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from datapipe.pipeline import ShardFunction, Tick
     from datapipe.workers.protocol import Worker
 
-SLICE_ROWS = 1024
-"""Rows that go to the worker in one call: batches are packed within a slice, and a stop is heeded between two."""
+SLICE_ROWS = {"cpu": 1024, "cuda": 8192}
+"""Rows that go to the worker in one call: batches are packed within a slice, and a stop is heeded between two. A GPU
+takes more texts at once than a CPU embeds in a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class EmbedConfig:
         slice_rows: Rows packed together; another packing may change the last bit of a vector.
     """
 
-    slice_rows: int = SLICE_ROWS
+    slice_rows: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Embed(ShardStage):
     @property
     def config(self) -> EmbedConfig:
         """How rows are cut into slices."""
-        return EmbedConfig()
+        return EmbedConfig(slice_rows=SLICE_ROWS[self.bits["device"]])
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -96,8 +97,9 @@ class Embed(ShardStage):
         vectors = np.empty((len(texts), self.dim), np.float32)
         tokens = np.empty(len(texts), np.int32)
         truncated = np.empty(len(texts), np.bool_)
-        for start in range(0, len(texts), SLICE_ROWS):
-            part = slice(start, min(start + SLICE_ROWS, len(texts)))
+        rows_at_once = self.config.slice_rows
+        for start in range(0, len(texts), rows_at_once):
+            part = slice(start, min(start + rows_at_once, len(texts)))
             vectors[part], tokens[part], truncated[part] = embed_texts(worker, texts[part], model=self.model)
             tick(part.stop - part.start)
         schema = pa.schema(

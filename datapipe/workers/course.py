@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PREPARERS", "WINDOW_ITEMS", "course", "failure_reason", "held", "wait", "wait_async"]
 
-WINDOW_ITEMS = 2048
+WINDOW_ITEMS = 8192
 """Items prepared and packed together: enough to find texts of one length, few enough that the device starts soon."""
 
 WINDOWS_AHEAD = 2

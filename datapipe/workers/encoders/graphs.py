@@ -34,7 +34,7 @@ __all__ = ["TEXTS", "TOKENS", "Replays", "replaying"]
 
 _log = logging.getLogger(__name__)
 
-DEFAULT = False
+DEFAULT = True
 """Whether `replaying()` replays unless told otherwise."""
 
 TOKENS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)

@@ -120,6 +120,8 @@ class RayExecutor:
             tick(missing.pop(output).rows)
 
         self._cluster.open()
+        gpus = self._num_gpus if stage.platform.get("device", "cpu") != "cpu" else 0.0
+        room = self._room(stage.name, gpus)
         with canary_in(home.path) as canary:
             plan = Plan(
                 stage=stage,
@@ -130,7 +132,7 @@ class RayExecutor:
                 threads=max(1, int(self._num_cpus)),
             )
             while missing:
-                died = self._stream(plan, list(missing.values()), made)
+                died = self._stream(plan, list(missing.values()), made, actors=min(room, len(missing)), gpus=gpus)
                 for output in [output for output in missing if home.done(output) is not None]:
                     made(output)
                 deaths += 1
@@ -139,13 +141,16 @@ class RayExecutor:
                         f"stage {stage.name}: {deaths} actors died before any shard was made, the last one in one of "
                         f"{len(missing)} shards, {next(iter(missing))} among them; is there enough memory? Ray: {died}"
                     ) from died
+                # The shard that an actor died of is among the first: those behind it come first now.
+                for output in list(missing)[:room]:
+                    missing[output] = missing.pop(output)
 
-    def _stream(self, plan: Plan, tasks: Sequence[ShardTask], made: Callable[[str], None]) -> Exception | None:
+    def _stream(
+        self, plan: Plan, tasks: Sequence[ShardTask], made: Callable[[str], None], *, actors: int, gpus: float
+    ) -> Exception | None:
         """Make shards until one fails, which is raised, or an actor dies, which is returned."""
         import ray.exceptions
 
-        gpus = self._num_gpus if plan.stage.platform.get("device", "cpu") != "cpu" else 0.0
-        actors = min(self._room(plan.stage.name, gpus), len(tasks))
         with _quiet():
             batches = iter(_batches(_pickled(plan), tasks, actors=actors, cpus=self._num_cpus, gpus=gpus))
             try:
@@ -194,12 +199,13 @@ def _batches(plan: bytes, tasks: Sequence[ShardTask], *, actors: int, cpus: floa
     import ray.data
 
     rows = [{"output": task.output, "inputs": [str(path.absolute()) for path in task.inputs]} for task in tasks]
-    # One block a shard: blocks are what Ray hands out, and what comes back.
-    shards = ray.data.from_items(rows, override_num_blocks=len(rows))
-    shards.context.enable_progress_bars = False
-    shards.context.execution_no_progress_timeout_s = -1  # a shard may take longer than Ray Data's half an hour
     with warnings.catch_warnings():
+        # Ray Data warns of itself: of its own defaults, and of max_restarts, which nothing replaces.
         warnings.simplefilter("ignore", DeprecationWarning)
+        # One block a shard: blocks are what Ray hands out, and what comes back.
+        shards = ray.data.from_items(rows, override_num_blocks=len(rows))
+        shards.context.enable_progress_bars = False
+        shards.context.execution_no_progress_timeout_s = -1  # a shard may take longer than Ray Data's half an hour
         made = shards.map_batches(
             ShardActor,
             fn_constructor_args=(plan,),

@@ -7,11 +7,10 @@ An exception of another package goes as the `WorkerError` that it is for the cal
 
 from __future__ import annotations
 
-import importlib
+import sys
 import traceback
 from typing import TYPE_CHECKING, Any, cast
 
-from datapipe import errors
 from datapipe.errors import DatapipeError, ItemError, WorkerError
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def to_plain(error: BaseException) -> dict[str, Any]:
 def from_plain(described: Mapping[str, Any]) -> DatapipeError:
     """Make the error again, its traceback as the cause.
 
-    An error takes its message and, by keyword, its fields. One of a class that this process cannot import becomes a
+    An error takes its message and, by keyword, its fields. One of a class that this process has not loaded becomes a
     `WorkerError`.
     """
     kind = _find(described["kind"])
@@ -71,12 +70,10 @@ def _name(kind: type) -> str:
 
 
 def _find(name: str) -> type[DatapipeError]:
+    """The class of that name; only among modules that are loaded, since what comes from outside loads nothing."""
     module, _, path = name.partition(":")
-    try:
-        found: Any = errors if module == errors.__name__ else importlib.import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError):
-        return WorkerError
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, part, None)
     known = isinstance(found, type) and issubclass(found, DatapipeError)
     return cast("type[DatapipeError]", found) if known else WorkerError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, cast
@@ -19,11 +20,14 @@ __all__ = ["Cluster", "serve_api"]
 OBJECT_STORE_BYTES = 200 << 20
 """Memory of a Ray that is started here: what passes through it is small."""
 
+KNOCK_SECONDS = 10.0
+"""How long a cluster may take to accept a connection."""
+
 
 class Cluster:
     """The Ray that this process works on: the one it is connected to, one that it joins, or one that it starts.
 
-    A Ray that is started here listens on this machine only, has no dashboard and reports no usage.
+    A Ray that is started here has no dashboard and reports no usage. Ray's own access by token stays as it is set.
 
     Args:
         address: As `ray.init` takes it; None takes `RAY_ADDRESS`, and where that is not set, starts a Ray.
@@ -51,9 +55,13 @@ class Cluster:
         self._opened = True
         if address:
             try:
+                _knock(address)
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise ConfigError(f"there is no Ray cluster at {address} that can be joined: {error}") from error
+            except (OSError, ValueError, RuntimeError) as error:
+                hint = "one that asks for a token needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+                raise ConfigError(
+                    f"there is no Ray cluster at {address} that can be joined ({hint}): {error}"
+                ) from error
             return
         with _no_usage_report():
             ray.init(
@@ -63,7 +71,6 @@ class Cluster:
                 object_store_memory=OBJECT_STORE_BYTES,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
-                _node_ip_address="127.0.0.1",
             )
 
     def close(self) -> None:
@@ -82,6 +89,13 @@ def serve_api() -> ModuleType:
     logger = logging.getLogger("ray.serve")
     logger.setLevel(max(logger.level, logging.WARNING))
     return cast("ModuleType", serve)
+
+
+def _knock(address: str) -> None:
+    """Raise `OSError` where nobody listens at `host:port`; Ray would wait for ever."""
+    host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 
 
 @contextmanager

@@ -31,8 +31,8 @@ def to_arrow(values: Sequence[Any], schema: pa.Schema) -> bytes:
         schema: The task's `item_schema()` or `result_schema()`.
 
     Raises:
-        ItemError: A value lacks a field, or holds what its column cannot; names it, and where one is at fault alone, its
-            index.
+        ItemError: A value lacks a field, or holds what its column cannot; names it, and where one is at fault alone,
+            its index.
     """
     import pyarrow as pa
 
@@ -53,7 +53,7 @@ def to_arrow(values: Sequence[Any], schema: pa.Schema) -> bytes:
 
 
 def from_arrow(data: bytes | memoryview, schema: pa.Schema, made: type) -> list[Any]:
-    """Read what `to_arrow` wrote; lists of numbers come back as numpy arrays that share one buffer.
+    """Read what `to_arrow` wrote; lists of numbers come back as numpy arrays that share one buffer, nulls as None.
 
     Args:
         data: One Arrow IPC stream.
@@ -89,6 +89,8 @@ def from_arrow(data: bytes | memoryview, schema: pa.Schema, made: type) -> list[
 def _column(cells: list[Any], field: pa.Field) -> pa.Array:
     import pyarrow as pa
 
+    if not all(_meant(cell, field) for cell in cells):
+        raise _refusal(cells, field, "it is not what the column means")
     try:
         if cells and pa.types.is_list(field.type) and all(isinstance(cell, np.ndarray) for cell in cells):
             offsets = np.zeros(len(cells) + 1, np.int32)
@@ -97,9 +99,26 @@ def _column(cells: list[Any], field: pa.Field) -> pa.Array:
             return pa.ListArray.from_arrays(pa.array(offsets), values, type=field.type)
         return pa.array(cells, type=field.type)
     except (pa.ArrowException, TypeError, UnicodeEncodeError, OverflowError) as error:
-        index = next((i for i, cell in enumerate(cells) if not _fits(cell, field)), 0)
-        message = f"item {index}: {field.name!r} must be {field.type}. Got {type(cells[index]).__name__} ({error})"
-        raise ItemError(message, index=index) from error
+        raise _refusal(cells, field, str(error)) from error
+
+
+def _refusal(cells: list[Any], field: pa.Field, reason: str) -> ItemError:
+    index = next((i for i, cell in enumerate(cells) if not _fits(cell, field)), 0)
+    message = f"item {index}: {field.name!r} must be {field.type}. Got {type(cells[index]).__name__} ({reason})"
+    return ItemError(message, index=index)
+
+
+def _meant(cell: Any, field: pa.Field) -> bool:
+    """Whether a cell is what it must be; Arrow alone takes bytes for text, text for bytes, and a null anywhere."""
+    import pyarrow as pa
+
+    if cell is None:
+        return bool(field.nullable)
+    if pa.types.is_string(field.type):
+        return isinstance(cell, str)
+    if pa.types.is_binary(field.type):
+        return isinstance(cell, bytes)
+    return not isinstance(cell, np.ndarray) or cell.ndim == int(pa.types.is_list(field.type))
 
 
 def _fits(cell: Any, field: pa.Field) -> bool:
@@ -109,7 +128,7 @@ def _fits(cell: Any, field: pa.Field) -> bool:
         pa.array([cell], type=field.type)
     except (pa.ArrowException, TypeError, UnicodeEncodeError, OverflowError):
         return False
-    return True
+    return _meant(cell, field)
 
 
 def _check_utf8(column: pa.ChunkedArray, name: str) -> None:
@@ -122,11 +141,12 @@ def _check_utf8(column: pa.ChunkedArray, name: str) -> None:
 def _cells(column: pa.ChunkedArray) -> list[Any]:
     import pyarrow as pa
 
-    number = pa.types.is_list(column.type) and pa.types.is_primitive(column.type.value_type)
-    if not number or column.null_count:
+    if not (pa.types.is_list(column.type) and pa.types.is_primitive(column.type.value_type)):
         cells: list[Any] = column.to_pylist()
         return cells
     whole = column.combine_chunks()
     values = whole.values.to_numpy(zero_copy_only=False)
     bounds = whole.offsets.to_numpy()
-    return [values[start:end] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    there = whole.is_valid().to_numpy(zero_copy_only=False)
+    spans = zip(bounds[:-1], bounds[1:], there, strict=True)
+    return [values[start:end] if valid else None for start, end, valid in spans]

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     from datapipe.workers.folder import ModelFolder
 
-__all__ = ["UNLIMITED", "class_for", "config_of", "filled", "labels_of", "nbytes_of", "positions_of"]
+__all__ = ["class_for", "config_of", "filled", "labels_of", "max_length_of", "nbytes_of", "positions_of"]
 
-UNLIMITED = 1 << 30
-"""Positions of an architecture that states no limit."""
+_UNLIMITED = 1 << 30
+"""Positions of an architecture that states no limit; tokenizers without one state more."""
 
 _LEFT_OUT = frozenset(
     {
@@ -147,8 +147,16 @@ def labels_of(folder: ModelFolder, config: Any, classes: int) -> tuple[str, ...]
 
 def positions_of(config: Any) -> int:
     """Tokens that a text may have."""
-    positions = int(getattr(config, "max_position_embeddings", 0) or UNLIMITED)
+    positions = int(getattr(config, "max_position_embeddings", 0) or _UNLIMITED)
     return positions - (int(config.pad_token_id or 0) + 1 if config.model_type in _COUNT_FROM_PADDING else 0)
+
+
+def max_length_of(folder: ModelFolder, *, asked: int | None, positions: int) -> int:
+    """Tokens after which a text is cut: those asked for, else those that its tokenizer states; at most `positions`."""
+    stated = (folder.json("tokenizer_config.json") or {}).get("model_max_length")
+    if asked is None and isinstance(stated, int | float) and 0 < stated < _UNLIMITED:
+        asked = int(stated)
+    return min(asked or positions, positions)
 
 
 def nbytes_of(model: torch.nn.Module) -> int:

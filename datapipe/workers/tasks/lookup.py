@@ -15,7 +15,14 @@ __all__ = ["ENTRY_POINT_GROUP", "find_task", "register"]
 
 ENTRY_POINT_GROUP = "datapipe.tasks"
 
-_HERE = {"embed": ("datapipe.workers.tasks.embed", "EmbedTask")}
+_HERE = {
+    "causal": ("datapipe.workers.tasks.causal", "CausalTask"),
+    "classify": ("datapipe.workers.tasks.classify", "ClassifyTask"),
+    "classify_image": ("datapipe.workers.tasks.image", "ClassifyImageTask"),
+    "embed": ("datapipe.workers.tasks.embed", "EmbedTask"),
+    "embed_image": ("datapipe.workers.tasks.image", "EmbedImageTask"),
+    "rerank": ("datapipe.workers.tasks.rerank", "RerankTask"),
+}
 _registered: dict[str, type[Task]] = {}
 
 

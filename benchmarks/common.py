@@ -85,14 +85,15 @@ def rows(name: str) -> list[Row]:
     return found
 
 
-def table(name: str, columns: list[str] | None = None) -> str:
+def table(name: str, columns: list[str] | None = None, *, only: Row | None = None) -> str:
     """A benchmark's rows as a Markdown table.
 
     Args:
         name: Of the benchmark.
         columns: Keys to show, in that order; None shows all that are no lists or objects.
+        only: Shows the rows that have these values; None shows all.
     """
-    found = rows(name)
+    found = [row for row in rows(name) if all(row.get(key) == value for key, value in (only or {}).items())]
     if columns is None:
         hidden = {"digest", "commit"}
         columns = list(dict.fromkeys(k for row in found for k, v in row.items() if not isinstance(v, dict | list)))

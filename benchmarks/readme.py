@@ -1,6 +1,7 @@
 """Write the tables of the README from the results: `python -m benchmarks.readme`.
 
-Each block between `<!-- bench:NAME -->` and `<!-- end -->` becomes the table of `results/NAME.json`.
+Each block between `<!-- bench:NAME -->` and `<!-- end -->` becomes the table of `results/NAME.json`; `bench:NAME key=value`
+keeps the rows with that value.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from benchmarks.common import table
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-BLOCK = re.compile(r"(<!-- bench:(\w+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
+BLOCK = re.compile(r"(<!-- bench:(\w+)(?: (\w+)=(\w+))? -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
 
 
 COLUMNS = {
@@ -19,13 +20,30 @@ COLUMNS = {
         *("data", "device", "method", "dtype", "batch", "rows_per_second", "times_st_float32_default"),
         *("times_st_float32_best", "times_st_bfloat16_best", "cosine_least"),
     ],
+    "serving": [
+        *("server", "dtype", "clients", "requests_per_s", "p50_ms", "p95_ms", "p99_ms", "times_infinity"),
+        *("p99_of_infinity", "least_cosine"),
+    ],
+    "sharing": [
+        *("device", "way", "online_per_s", "p50_ms", "p95_ms", "alone_p95_ms", "times_alone_p95"),
+        *("share_of_bulk_alone", "memory_mib"),
+    ],
+    "gpu_embedding bulk": ["model", "data", "layout", "tokens_per_second", "useful_tflops", "share_of_ceiling"],
+    "gpu_embedding online": ["model", "texts", "beside", "variant", "p50_seconds", "p95_seconds"],
+    "gpu_embedding worker": ["model", "data", "items", "devices", "tokens_per_second", "share_of_ceiling"],
 }
 """What the README shows of a benchmark; everything where it is not named here."""
 
 
 def filled(text: str) -> str:
     """Return `text` with every block's table made anew."""
-    return BLOCK.sub(lambda found: f"{found[1]}{table(found[2], COLUMNS.get(found[2]))}\n{found[4]}", text)
+
+    def block(found: re.Match[str]) -> str:
+        head, name, key, value, _, end = found.groups()
+        columns = COLUMNS.get(f"{name} {value}" if key else name)
+        return f"{head}{table(name, columns, only={key: value} if key else None)}\n{end}"
+
+    return BLOCK.sub(block, text)
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -72,17 +72,8 @@ def started(name: str, dtype: str, folder: Path, infinity: Path) -> Iterator[Ser
     port = free_port()
     where = ["--host", "127.0.0.1", "--port", str(port)]
     if name == OURS:
-        command = [
-            sys.executable,
-            "-m",
-            "datapipe.cli",
-            "serve",
-            "--model",
-            f"bench={folder}",
-            "--dtype",
-            dtype,
-            *where,
-        ]
+        command = [sys.executable, "-m", "datapipe.cli", "serve", "--model", f"bench={folder},dtype={dtype}", *where]
+        command += ["--log-level", "warning"]
         server = Server(name, dtype, port, "/v1/embeddings", "bench")
     else:
         command = [str(infinity), "v2", "--model-id", str(folder), "--engine", "torch", "--device", "cpu", *where]
@@ -92,25 +83,32 @@ def started(name: str, dtype: str, folder: Path, infinity: Path) -> Iterator[Ser
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
-            _wait(server, process)
+            _wait(server, process, log)
             yield server
         finally:
             process.terminate()
             process.wait(30)
 
 
-def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:
+def _wait(server: Server, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise SystemExit(f"{server.name} {server.dtype} ended with {process.returncode} before it answered")
+            raise SystemExit(
+                f"{server.name} {server.dtype} ended with {process.returncode} before it answered{_said(log)}"
+            )
         try:
             asyncio.run(run(server, ["ready?"], clients=1))
         except (OSError, ValueError, asyncio.IncompleteReadError):
             time.sleep(0.5)
         else:
             return
-    raise SystemExit(f"{server.name} {server.dtype} did not answer within {START_SECONDS} s")
+    raise SystemExit(f"{server.name} {server.dtype} did not answer within {START_SECONDS} s{_said(log)}")
+
+
+def _said(log: IO[bytes]) -> str:
+    log.seek(0)
+    return f":\n{log.read()[-2000:].decode(errors='replace')}"
 
 
 async def run(server: Server, texts: Sequence[str], *, clients: int) -> tuple[list[float], float, list[bytes]]:

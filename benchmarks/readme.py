@@ -1,7 +1,7 @@
 """Write the tables of the README from the results: `python -m benchmarks.readme`.
 
-Each block between `<!-- bench:NAME -->` and `<!-- end -->` becomes the table of `results/NAME.json`; `bench:NAME key=value`
-keeps the rows with that value.
+Each block between `<!-- bench:NAME -->` and `<!-- end -->` becomes the table of `results/NAME.json`; a block
+`<!-- bench:NAME key=value -->` holds the rows with that value.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -18,7 +19,14 @@ def loaded(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "statement", ["import datapipe", "import provence", "import datapipe.cli", "dir(__import__('datapipe'))"]
+    "statement",
+    [
+        "import datapipe",
+        "import provence",
+        "import datapipe.cli",
+        "import datapipe.workers",
+        "dir(__import__('datapipe'))",
+    ],
 )
 def test_importing_pulls_in_nothing_heavy(statement: str) -> None:
     assert loaded(statement) == set()
@@ -33,13 +41,14 @@ def test_the_workers_and_the_arithmetic_need_no_polars() -> None:
     assert "transformers" not in loaded(statement)
 
 
-def test_every_public_name_is_there() -> None:
-    import datapipe
-
-    for name in datapipe.__all__:
-        assert getattr(datapipe, name) is not None
+@pytest.mark.parametrize("module", ["datapipe", "datapipe.workers"])
+def test_every_public_name_is_there(module: str) -> None:
+    package = importlib.import_module(module)
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    assert sorted(package.__all__) == dir(package)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        datapipe.nothing  # noqa: B018
+        package.nothing  # noqa: B018
 
 
 def test_prefect_imports_beside_the_installed_fastapi() -> None:

@@ -1,23 +1,23 @@
 """A worker whose models run in the replicas of a Ray Serve deployment.
 
-    items -> parts of whole windows -> Arrow -> Serve's router -> Replica -> Arrow -> results
+    items -> windows -> Arrow -> Serve's router -> Replica -> Arrow -> results, in item order
 
-A part ends where a worker in process ends its windows, so both pack the same batches. Everything that Serve raises
-becomes an error that says what the caller can do.
+A call is cut only where a worker in process ends its windows, so both pack the same batches and give the same bits.
+Everything that Serve raises becomes an error that says what the caller can do.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
+import sys
 import time
 from collections import deque
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from datapipe.errors import (
     ConfigError,
+    DatapipeError,
     DeadlineError,
     ItemError,
     OverloadedError,
@@ -25,41 +25,24 @@ from datapipe.errors import (
     WorkerStoppedError,
 )
 from datapipe.workers.faults import from_plain, shifted
+from datapipe.workers.http.client import RemoteModel
+from datapipe.workers.http.loop import Pool
+from datapipe.workers.http.parts import bodies
 from datapipe.workers.protocol import Health, Priority
 from datapipe.workers.ray.cluster import Cluster, serve_api
 from datapipe.workers.tasks.lookup import find_task
-from datapipe.workers.wire import from_arrow, to_arrow
-from datapipe.workers.worker import WINDOW_ITEMS
+from datapipe.workers.wire import from_arrow
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     from datapipe.workers.protocol import Item, Result, Task
 
-__all__ = ["RayWorker", "ServedModel"]
-
-T = TypeVar("T")
+__all__ = ["RayWorker"]
 
 PARTS_AHEAD = 8
-"""Parts of one call that are under way at a time."""
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """A model of a deployment.
-
-    Attributes:
-        name: What callers ask for.
-        digest: SHA-256 of its files.
-        dim: Length of a result's vector; 0 for a task whose results hold none.
-        bits: What changes the last bits of a result.
-    """
-
-    name: str
-    digest: str
-    dim: int
-    bits: Mapping[str, str]
+"""Parts of one call that are under way at a time, so that several replicas have work."""
 
 
 class RayWorker:
@@ -75,9 +58,7 @@ class RayWorker:
 
     def __init__(self, handle: Any, *, name: str, cluster: Cluster) -> None:
         self._handle, self._name, self._cluster = handle, name, cluster
-        self._closed = False
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pool = Pool(cast("Any", _Nothing))
 
     @classmethod
     def connect(cls, name: str = "datapipe", *, address: str | None = None) -> Self:
@@ -108,20 +89,20 @@ class RayWorker:
     @property
     def models(self) -> list[str]:
         """Names of the models that the deployment serves."""
-        names: list[str] = self._wait(self._ask(self._handle.models.remote(), None))
+        names: list[str] = self._pool.wait(self._ask(self._handle.models.remote(), None))
         return names
 
-    def load(self, model: str, *, task: str = "embed") -> ServedModel:
+    def load(self, model: str, *, task: str = "embed") -> RemoteModel:
         """Digest, width and bits of a model; replicas load theirs when they start.
 
         Raises:
             ModelError: The deployment does not serve it.
             ConfigError: The task is unknown, or not the model's.
         """
-        found = self._wait(self._ask(self._handle.describe.remote(model, task), None))
+        found = self._pool.wait(self._ask(self._handle.describe.remote(model, task), None))
         if "kind" in found:
             raise from_plain(found)
-        return ServedModel(model, found["digest"], found["dim"], found["bits"])
+        return RemoteModel(model, found["digest"], found["dim"], found["bits"])
 
     def run(
         self,
@@ -133,7 +114,7 @@ class RayWorker:
         deadline: float | None = None,
     ) -> list[Result]:
         """Return one result an item, in the order of the items; see `Worker.run`."""
-        return self._wait(self.arun(task, items, model=model, priority=priority, deadline=deadline))
+        return self._pool.wait(self._run(task, items, model, Priority(priority), deadline))
 
     async def arun(
         self,
@@ -144,30 +125,8 @@ class RayWorker:
         priority: Priority = Priority.BULK,
         deadline: float | None = None,
     ) -> list[Result]:
-        """The same as `run`, without blocking the event loop; cancelling it cancels what replicas have of it."""
-        if self._closed:
-            raise WorkerStoppedError("the worker is closed")
-        kind, expires = find_task(task), None if deadline is None else time.monotonic() + deadline
-        starts = deque(range(0, max(len(items), 1), WINDOW_ITEMS))
-        flying: deque[tuple[int, Any]] = deque()
-        results: list[Result] = []
-        try:
-            while starts or flying:
-                while starts and len(flying) < PARTS_AHEAD:
-                    first = starts.popleft()
-                    part = items[first : first + WINDOW_ITEMS]
-                    flying.append((first, self._send(task, kind, part, model, Priority(priority), _left(expires))))
-                first, sent = flying[0]
-                try:
-                    results += await self._results(kind, sent, expires)
-                except ItemError as error:
-                    raise shifted(error, first) from error.__cause__
-                flying.popleft()
-        finally:
-            for _, sent in flying:
-                if not isinstance(sent, ItemError):
-                    sent.cancel()
-        return results
+        """The same as `run`, without blocking the event loop; cancelling it takes what waits of it off the replicas."""
+        return await self._pool.await_(self._run(task, items, model, Priority(priority), deadline))
 
     def health(self) -> Health:
         """What Serve last saw of the replicas, without asking them for work."""
@@ -176,7 +135,7 @@ class RayWorker:
         serve = serve_api()
         from ray.serve.exceptions import RayServeException
 
-        if self._closed:
+        if self._pool.closed:
             return Health("closed", "the worker is closed")
         try:
             found = serve.status().applications.get(self._name) if ray.is_initialized() else None
@@ -191,54 +150,75 @@ class RayWorker:
         return Health("dead" if found.status in {"DEPLOY_FAILED", "DELETING"} else "stuck", message)
 
     def close(self) -> None:
-        """Refuse everything after, and end a Ray that this worker has started; other deployments go on."""
-        self._closed = True
+        """Cancel what runs, refuse everything after, and end a Ray that was started for this worker."""
+        self._pool.close()
         self._cluster.close()
-        with self._lock:
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._loop.stop)
-                self._loop = None
 
-    def _send(
-        self, task: str, kind: type[Task], part: Sequence[Item], model: str, priority: Priority, left: float | None
-    ) -> Any:
-        """Begin the call of a part; an unusable item is its answer, which waits for those of the parts before."""
+    async def _run(
+        self, task: str, items: Sequence[Item], model: str, priority: Priority, deadline: float | None
+    ) -> list[Result]:
+        kind, expires = find_task(task), None if deadline is None else time.monotonic() + deadline
+        parts = bodies(kind, items, priority=priority, most=sys.maxsize)
+        flying: deque[asyncio.Task[list[Result]]] = deque()
+        results: list[Result] = []
+
+        def send() -> None:
+            for first, body in parts:
+                flying.append(asyncio.create_task(self._part(kind, first, body, model, priority, expires)))
+                if len(flying) >= PARTS_AHEAD:
+                    return
+
         try:
-            written = to_arrow(part, kind.item_schema())
-        except ItemError as error:
-            return error
-        return self._handle.run.remote(task, written, model, int(priority), left)
+            send()
+            while flying:
+                results += await flying[0]
+                flying.popleft()
+                send()
+        finally:
+            for part in flying:
+                part.cancel()
+            await asyncio.gather(*flying, return_exceptions=True)
+        return results
 
-    async def _results(self, kind: type[Task], sent: Any, expires: float | None) -> list[Result]:
-        if isinstance(sent, ItemError):
-            raise sent
-        answer = await self._ask(sent, expires)
-        if isinstance(answer, dict):
-            raise from_plain(answer)
-        return from_arrow(answer, kind.result_schema(), kind.result_type)
+    async def _part(
+        self,
+        kind: type[Task],
+        first: int,
+        body: bytes | DatapipeError,
+        model: str,
+        priority: Priority,
+        expires: float | None,
+    ) -> list[Result]:
+        if isinstance(body, DatapipeError):
+            raise body
+        answer = await self._ask(
+            self._handle.run.remote(kind.name, body, model, int(priority), _left(expires)), expires
+        )
+        if isinstance(answer, bytes):
+            return from_arrow(answer, kind.result_schema(), kind.result_type)
+        error = from_plain(answer)
+        raise shifted(error, first) if isinstance(error, ItemError) else error
 
-    async def _ask(self, sent: Any, expires: float | None) -> Any:
-        """What a replica answers; what Serve raises becomes an error of ours."""
+    async def _ask(self, response: Any, expires: float | None) -> Any:
+        """What a replica answers; cancelling it, or a deadline that passes, cancels the call in the replica."""
         with _explained(self._name):
             try:
                 async with asyncio.timeout(_left(expires)):
-                    return await sent
+                    return await response
             except TimeoutError as error:
+                response.cancel()
                 message = f"the deadline of a call to deployment {self._name} passed before it was done"
                 raise DeadlineError(message) from error
+            except asyncio.CancelledError:
+                response.cancel()
+                raise
 
-    def _wait(self, call: Coroutine[Any, Any, T]) -> T:
-        """Run a call on a loop of the worker's own, since the caller's thread may have one that runs."""
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="datapipe-ray", daemon=True).start()
-        waiting = asyncio.run_coroutine_threadsafe(call, self._loop)
-        try:
-            return waiting.result()
-        except BaseException:
-            waiting.cancel()
-            raise
+
+class _Nothing:
+    """What the pool holds open: nothing, since the router of a handle has connections of its own."""
+
+    async def aclose(self) -> None:
+        """Do nothing."""
 
 
 def _left(expires: float | None) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import warnings
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, cast
@@ -84,7 +85,9 @@ class Cluster:
 
 def serve_api() -> ModuleType:
     """Ray Serve, imported; what it would say of each call in this process stays unsaid, its warnings do not."""
-    from ray import serve
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # its models say things that pydantic would have said anew
+        from ray import serve
 
     logger = logging.getLogger("ray.serve")
     logger.setLevel(max(logger.level, logging.WARNING))

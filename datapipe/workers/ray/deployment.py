@@ -45,14 +45,15 @@ def deploy(  # noqa: PLR0913 - each is a knob of its own
     The deployment outlives its callers; `remove` ends it. On a Ray that was started here it ends with the worker.
 
     Args:
-        models: What is served: specs, or sources (`default`, `embedded:NAME`, a folder, a hub id).
+        models: What is served, and nothing else: specs, or sources (`default`, `embedded:NAME`, a folder, a hub id). Of
+            tasks a replica knows those of installed packages.
         name: What `RayWorker.connect` finds it by.
         device: Where replicas compute; `auto` is CUDA for replicas that have a GPU.
         num_cpus: CPUs of a replica; on the CPU also the batches that it computes side by side.
         num_gpus: GPUs of a replica; a fraction shares one.
         min_replicas: Replicas at least.
         max_replicas: Replicas at most; more of them as calls wait, each aiming at half of `max_ongoing_requests`.
-        max_ongoing_requests: Calls, or parts of 2,048 items of them, in a replica at a time.
+        max_ongoing_requests: Calls in a replica at a time; a bulk call counts once a window of its items.
         max_queued_requests: Calls that wait in a caller's process for a replica; one more is refused.
         token_budget: Tokens of a batch.
         queue_items: Online items in a replica at a time.

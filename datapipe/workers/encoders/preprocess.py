@@ -151,8 +151,10 @@ class Preprocessing:
         if (width, height) != picture.size:
             picture = picture.resize((width, height), resample=self.resample)
         kept_height, kept_width = self.size
-        top, left = (height - kept_height) // 2, (width - kept_width) // 2
-        return np.asarray(picture)[top : top + kept_height, left : left + kept_width]
+        if (kept_width, kept_height) != picture.size:
+            top, left = (height - kept_height) // 2, (width - kept_width) // 2
+            picture = picture.crop((left, top, left + kept_width, top + kept_height))
+        return np.asarray(picture)
 
     def normalised(self, pixels: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
         """Scale and shift on the device, (pictures, 3, height, width) with channels last in memory.

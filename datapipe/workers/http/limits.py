@@ -120,9 +120,9 @@ def _parts(content: Any) -> Iterator[Any]:
 
 
 def _told(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
-    if problem["type"] == "extra_forbidden":
-        return f"the body has a field that is not known here; known are {', '.join(model.model_fields)}"
     loc = problem["loc"]
+    if problem["type"] == "extra_forbidden" and len(loc) == 1:
+        return f"the body has a field that is not known here; known are {', '.join(model.model_fields)}"
     place = str(loc[0]) if loc and loc[0] in model.model_fields else ""
     place += "".join(f"[{part}]" for part in loc[1:] if isinstance(part, int))
     message = str(problem["msg"]).removeprefix("Value error, ")

@@ -2,7 +2,8 @@
 
     {"query", "documents", "top_n"} -> RerankItem -> worker -> scores -> best first, ties in the order of the documents
 
-A served model whose task sets `reranks` scores pairs by itself; otherwise an embedder does, by cosine.
+A served model whose task says `reranks` (see `workers/tasks/rerank.py`) scores pairs by itself; otherwise an embedder
+does, by cosine.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from datapipe.workers.http.embeddings import ModelName, Usage
-from datapipe.workers.http.models import task_of
 from datapipe.workers.http.route import Route
+from datapipe.workers.tasks.rerank import RerankItem
 
 if TYPE_CHECKING:
     from datapipe.workers.http.service import Call
@@ -36,9 +37,10 @@ def _documents(value: Any) -> Any:
     if not isinstance(value, list) or not value:
         raise PydanticCustomError("documents", "must be a list of at least one document")
     for place, entry in enumerate(value):
-        if not isinstance(entry, str) and not (isinstance(entry, dict) and isinstance(entry.get("text"), str)):
+        text = entry["text"] if isinstance(entry, dict) and entry.keys() == {"text"} else entry
+        if not isinstance(text, str):
             raise PydanticCustomError(
-                "documents", 'document {place} must be a text, or an object {{"text": "…"}}', {"place": place}
+                "documents", 'document {place} must be a text, or an object {"text": "…"}', {"place": place}
             )
     return value
 
@@ -112,9 +114,8 @@ class RerankResponse(BaseModel):
 def _handler(version: str) -> Any:
     async def rerank(request: RerankRequest, call: Call) -> dict[str, Any]:
         task, spec = call.service.offer.reranker(request.model)
-        make = task_of(task).item_type
         texts = [document if isinstance(document, str) else document.text for document in request.documents]
-        scored = await call.run(task, [make(request.query, text) for text in texts], model=spec.name)
+        scored = await call.run(task, [RerankItem(request.query, text) for text in texts], model=spec.name)
         order = sorted(range(len(scored)), key=lambda index: -scored[index].score)[: request.top_n]
         results: list[dict[str, Any]] = [
             {"index": index, "relevance_score": float(scored[index].score)} for index in order

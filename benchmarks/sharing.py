@@ -12,7 +12,7 @@ arrivals, in turns, `--rounds` times: online alone, bulk alone, and both togethe
     two processes the naive way: the bulk job in a process of its own, with a model of its own
 
 A latency is from the moment a question was due to its answer. `times_alone_p95` is the median over the rounds of p95
-together over p95 alone; memory is the proportional set size of all processes once both kinds have run.
+together over p95 alone. Memory is that of one fresh process which has run both kinds, or of two that have run one each.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ WARM_SECONDS = 1.0
 COLUMNS = [
     *("device", "way", "online_per_s", "p50_ms", "p95_ms", "alone_p95_ms", "times_alone_p95"),
     *("bulk_tokens_per_s", "alone_bulk_tokens_per_s", "share_of_bulk_alone", "memory_mib"),
+    "device_memory_mib",
 ]
 
 
@@ -132,10 +133,30 @@ async def capacity(worker: LocalWorker, questions: Iterator[str], *, clients: in
     return answered / seconds
 
 
-def memory(pid: int | None = None) -> int:
-    """Proportional set size of a process in bytes, default this one: shared pages count in part."""
-    lines = Path(f"/proc/{pid or 'self'}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) << 10
+def resident(device: str, texts: list[str], priorities: list[Priority], found: Any) -> None:
+    """In a process of its own: what a worker holds once it has run work of these priorities."""
+    import torch
+
+    with LocalWorker(device=device) as worker:
+        for priority in priorities:
+            worker.run("embed", [TextItem(text) for text in texts], model="default", priority=priority)
+        lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
+        own = next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) << 10
+        found.put((own, torch.cuda.memory_reserved() if device == "cuda" else 0))
+
+
+def footprint(device: str, texts: Sequence[str], *processes: list[Priority]) -> tuple[float, float]:
+    """Memory in MiB, on the host (proportional set size) and reserved on the device, of workers in processes."""
+    context = multiprocessing.get_context("spawn")
+    whole = [0, 0]
+    for priorities in processes:
+        found = context.SimpleQueue()
+        process = context.Process(target=resident, args=(device, list(texts[:2000]), priorities, found))
+        process.start()
+        host, on_device = found.get()
+        process.join()
+        whole = [whole[0] + host, whole[1] + on_device]
+    return whole[0] / 2**20, whole[1] / 2**20
 
 
 class Shared:
@@ -152,9 +173,8 @@ class Shared:
     def tokens(self) -> int:
         return self._counter.tokens
 
-    def end(self) -> int:
+    def end(self) -> None:
         self._bulk.end()
-        return memory()
 
 
 class TwoProcesses:
@@ -178,11 +198,9 @@ class TwoProcesses:
     def tokens(self) -> int:
         return int(self._tokens.value)
 
-    def end(self) -> int:
-        found = memory() + memory(self._process.pid)
+    def end(self) -> None:
         self._stop.set()
         self._process.join()
-        return found
 
 
 def together(way: Shared | TwoProcesses, questions: Iterator[str], gaps: Sequence[float]) -> Row:
@@ -192,7 +210,8 @@ def together(way: Shared | TwoProcesses, questions: Iterator[str], gaps: Sequenc
     tokens, begun = way.tokens, time.perf_counter()
     latencies = asyncio.run(ask(way.worker, questions, gaps))
     rate = (way.tokens - tokens) / (time.perf_counter() - begun)
-    return {"latencies": latencies, "bulk": rate, "memory": way.end()}
+    way.end()
+    return {"latencies": latencies, "bulk": rate}
 
 
 def bulk_alone(way: Shared, seconds: float) -> float:
@@ -234,7 +253,10 @@ def measure(device: str, *, rounds: int, seconds: float) -> None:
             found[name].append({**row, "alone": alone, "solo": solo})
     for way in ways.values():
         way.worker.close()
+    one = footprint(device, bulk_texts, [Priority.ONLINE, Priority.BULK])
+    two = footprint(device, bulk_texts, [Priority.ONLINE], [Priority.BULK])
     for name, turns in found.items():
+        host, on_device = two if name == "two processes" else one
         whole = [latency for row in turns for latency in row["latencies"]]
         p95 = [float(np.percentile(row["latencies"], 95)) for row in turns]
         row = {
@@ -249,7 +271,8 @@ def measure(device: str, *, rounds: int, seconds: float) -> None:
             "bulk_tokens_per_s": statistics.median(each["bulk"] for each in turns),
             "alone_bulk_tokens_per_s": statistics.median(each["solo"] for each in turns),
             "share_of_bulk_alone": statistics.median(each["bulk"] / each["solo"] for each in turns),
-            "memory_mib": statistics.median(each["memory"] for each in turns) / 2**20,
+            "memory_mib": host,
+            "device_memory_mib": on_device,
         }
         print(json.dumps(record(NAME, row, {**config, "way": name}) | {"versions": None}, indent=1))
 

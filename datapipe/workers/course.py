@@ -62,12 +62,13 @@ def course(
     results: list[Result] = []
     flying: deque[Ticket] = deque()
     coming: deque[Future[list[Any]]] = deque()
-    starts = iter(range(0, len(items), WINDOW_ITEMS))
+    window = getattr(task, "window_items", WINDOW_ITEMS)
+    starts = iter(range(0, len(items), window))
 
     def prepare(first: int) -> list[Any]:
         begun = time.monotonic()
         try:
-            return task.prepare_many(items[first : first + WINDOW_ITEMS], first=first)
+            return task.prepare_many(items[first : first + window], first=first)
         finally:
             call.tokenize += time.monotonic() - begun
 

@@ -40,6 +40,8 @@ _SETTINGS = (
     "config.json",
     "config_sentence_transformers.json",
     "modules.json",
+    "preprocessor_config.json",
+    "processor_config.json",
     "sentence_bert_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -153,8 +155,8 @@ class ModelFolder:
     def digest(self) -> str:
         """SHA-256 over the sorted lines `file name, NUL, SHA-256 of the file, newline` of the files that matter.
 
-        These are the safetensors files, their index, tokenizer.json, and the JSON settings of the model, its tokenizer
-        and its pooling; a README or a licence changes nothing.
+        These are the safetensors files, their index, tokenizer.json, and the JSON settings of the model, its tokenizer,
+        its preprocessing and its pooling; a README or a licence changes nothing.
         """
         files = {self.root / name for name in (*_SETTINGS, _INDEX)}
         files |= {*self.weight_files(), *self.root.glob("*/config.json"), *self.root.glob("*/*.safetensors")}

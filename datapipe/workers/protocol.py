@@ -74,6 +74,9 @@ class Task(Protocol):
         padded: Whether a batch costs its longest item times its count (true) or the sum of its lengths (false).
         dim: Length of a result's vector; 0 for a task whose results hold none.
         nbytes: Memory that the model's tensors hold on their device.
+
+    A task whose prepared items are large may state `window_items`: how many are prepared and packed together, a divisor
+    of 8,192, which is the rule.
     """
 
     name: ClassVar[str]

@@ -71,6 +71,12 @@ def test_batches_are_those_of_pack_within_each_window(worker: LocalWorker, monke
     assert Echo.batches == expected
 
 
+def test_a_task_with_large_items_has_smaller_windows(worker: LocalWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Echo, "window_items", 4, raising=False)
+    assert run(worker, [EchoItem(length) for length in range(1, 9)]) == list(range(1, 9))
+    assert Echo.batches == [[4, 3, 2, 1], [8, 7, 6, 5]]
+
+
 def test_no_items_give_no_results(worker: LocalWorker) -> None:
     assert run(worker, []) == []
 

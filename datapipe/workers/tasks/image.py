@@ -100,6 +100,7 @@ class _ImageTask:
 
     item_type: ClassVar[type] = ImageItem
     padded = False
+    window_items: ClassVar[int] = 512  # at 224 px 77 MB of pixels
 
     def __init__(self, model: VisionModel, device: torch.device) -> None:
         self._model, self._device = model, device

@@ -106,6 +106,7 @@ def _items(body: bytes, kind: type[Task], settings: ServeSettings) -> list[Item]
 
     rows = decoded = 0
     try:
+        pa.ipc.open_stream(pa.py_buffer(body)).close()
         for found in survey(pa.BufferReader(body), size=len(body)):
             rows += 0 if found.is_dictionary else found.rows
             decoded += found.nbytes

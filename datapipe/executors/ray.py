@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from datapipe.errors import ConfigError, OutputError, StageError
 from datapipe.executors.actor import Plan, ShardActor, canary_in
+from datapipe.executors.blame import Left
 from datapipe.storage.stage import StageDir
 from datapipe.workers.faults import from_plain
-from datapipe.workers.ray.cluster import Cluster
+from datapipe.workers.ray.cluster import Cluster, check_room, room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from datapipe.pipeline import ShardStage, ShardTask, StageOutput, Tick
 
 __all__ = ["RayExecutor"]
-
-DEATHS = 3
-"""Times in a row that an actor may die (killed, out of memory) before any shard is made."""
 
 VISIBLE_SECONDS = 60.0
 """How long a file of one node may stay unseen by another: network file systems remember what was not there."""
@@ -105,23 +103,20 @@ class RayExecutor:
             DatapipeError: As the stage raised it, with a note naming stage and shard.
             StageError: The stage raised anything else, cannot be pickled, or its actors die again and again.
             OutputError: A node does not see the run folder, or this one does not see what a node wrote.
-            ConfigError: No actor fits into the cluster.
+            ConfigError: No node is large enough for an actor.
         """
         if not tasks:
             return
         home = StageDir(out.path.absolute(), out.identity)
-        missing = {task.output: task for task in tasks}
-        deaths = 0
+        left = Left(stage.name, tasks)
 
         def made(output: str) -> None:
-            nonlocal deaths
-            deaths = 0
             _await(home, output)
-            tick(missing.pop(output).rows)
+            tick(left.made(output))
 
         self._cluster.open()
         gpus = self._num_gpus if stage.platform.get("device", "cpu") != "cpu" else 0.0
-        room = self._room(stage.name, gpus)
+        check_room(f"an actor of stage {stage.name}", self._num_cpus, gpus)
         with canary_in(home.path) as canary:
             plan = Plan(
                 stage=stage,
@@ -131,57 +126,36 @@ class RayExecutor:
                 folder=str(Path.cwd()),
                 threads=max(1, int(self._num_cpus)),
             )
-            while missing:
-                died = self._stream(plan, list(missing.values()), made, actors=min(room, len(missing)), gpus=gpus)
-                for output in [output for output in missing if home.done(output) is not None]:
-                    made(output)
-                deaths += 1
-                if missing and deaths > DEATHS:
-                    raise StageError(
-                        f"stage {stage.name}: {deaths} actors died before any shard was made, the last one in one of "
-                        f"{len(missing)} shards, {next(iter(missing))} among them; is there enough memory? Ray: {died}"
-                    ) from died
-                # The shard that an actor died of is among the first: those behind it come first now.
-                for output in list(missing)[:room]:
-                    missing[output] = missing.pop(output)
+            pickled = _pickled(plan)
 
-    def _stream(
-        self, plan: Plan, tasks: Sequence[ShardTask], made: Callable[[str], None], *, actors: int, gpus: float
-    ) -> Exception | None:
-        """Make shards until one fails, which is raised, or an actor dies, which is returned."""
-        import ray.exceptions
+            def stream(some: Sequence[ShardTask], *, places: int) -> Exception | None:
+                died = _stream(_batches(pickled, some, actors=places, cpus=self._num_cpus, gpus=gpus), made, stage.name)
+                for output in [output for output in left.outputs if home.done(output) is not None]:
+                    made(output)  # written, but the word of it was lost with its actor
+                return died
 
+            left.make_all(stream, places=self._num_actors or room(self._num_cpus, gpus))
+
+
+def _stream(batches: Any, made: Callable[[str], None], stage: str) -> Exception | None:
+    """Hear of shards until one has failed, which is raised, or an actor has died, which is returned."""
+    import ray.exceptions
+
+    rows = iter(batches)
+    try:
         with _quiet():
-            batches = iter(_batches(_pickled(plan), tasks, actors=actors, cpus=self._num_cpus, gpus=gpus))
-            try:
-                for batch in batches:
-                    for row in batch.to_pylist():
-                        if row["fault"] is not None:
-                            raise from_plain(json.loads(row["fault"]))
-                        made(row["output"])
-            except ray.exceptions.RayActorError as error:
-                return cast("Exception", error)
-            except ray.exceptions.RayError as error:
-                raise StageError(f"stage {plan.stage.name} failed in Ray: {error}") from error
-            finally:
-                batches.close()
-        return None
-
-    def _room(self, stage: str, gpus: float) -> int:
-        """Actors of a stage at most."""
-        import ray
-
-        if self._num_actors is not None:
-            return self._num_actors
-        there = ray.cluster_resources()
-        cpus_there, gpus_there = there.get("CPU", 0.0), there.get("GPU", 0.0)
-        fit = min(cpus_there // self._num_cpus, gpus_there // gpus if gpus else cpus_there // self._num_cpus)
-        if fit < 1:
-            raise ConfigError(
-                f"an actor of stage {stage} takes {self._num_cpus:g} CPUs and {gpus:g} GPUs, but the Ray cluster has "
-                f"{cpus_there:g} CPUs and {gpus_there:g} GPUs"
-            )
-        return int(fit)
+            for batch in rows:
+                for row in batch.to_pylist():
+                    if row["fault"] is not None:
+                        raise from_plain(json.loads(row["fault"]))
+                    made(row["output"])
+    except ray.exceptions.RayActorError as error:
+        return cast("Exception", error)
+    except ray.exceptions.RayError as error:
+        raise StageError(f"stage {stage} failed in Ray: {error}") from error
+    finally:
+        rows.close()
+    return None
 
 
 def _pickled(plan: Plan) -> bytes:

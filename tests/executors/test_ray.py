@@ -25,7 +25,8 @@ import pytest
 import datapipe
 from datapipe.curation import Curation
 from datapipe.errors import ConfigError, MissingExtraError, StageError
-from datapipe.executors.ray import DEATHS, RayExecutor
+from datapipe.executors.blame import DEATHS
+from datapipe.executors.ray import RayExecutor
 from datapipe.pipeline import Pipeline
 from datapipe.storage.stage import StageStore
 from tests.contract.stages import Multiply, Numbers
@@ -125,9 +126,9 @@ def test_a_shard_whose_actor_died_is_made_by_another(record: Path, tmp_path: Pat
 @pytest.mark.usefixtures("ray_here")
 def test_a_shard_that_kills_every_actor_ends_the_stage_and_the_others_are_made(record: Path, tmp_path: Path) -> None:
     stage = Multiply(record, fault="exit", at=35)
-    with pytest.raises(StageError, match=r"stage multiply: \d actors died before any shard was made.*enough memory"):
+    with pytest.raises(StageError, match=r"stage multiply: 3 processes died of shard \S+, 1 shards are left"):
         run(tmp_path, Numbers(), stage)
-    assert DEATHS < len(stage.noted("broke")) <= DEATHS + 6
+    assert DEATHS <= len(stage.noted("broke")) <= 2 * DEATHS
     assert len(list((tmp_path / "stages").glob("multiply-*/*.parquet"))) == 5
 
 
@@ -144,9 +145,7 @@ def test_a_stage_that_cannot_be_pickled_is_refused_by_name(record: Path, tmp_pat
 def test_an_actor_that_fits_nowhere_is_refused_with_what_there_is(record: Path, tmp_path: Path) -> None:
     with (
         RayExecutor(num_cpus=1000) as executor,
-        pytest.raises(
-            ConfigError, match="an actor of stage multiply takes 1000 CPUs and 0 GPUs, but the Ray cluster has"
-        ),
+        pytest.raises(ConfigError, match="an actor of stage multiply takes 1000 CPUs and 0 GPUs of one node, but"),
     ):
         pipeline = Pipeline([Numbers(), Multiply(record)])
         pipeline.run(StageStore(tmp_path / "stages"), executor, scratch=tmp_path / "scratch")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
-__all__ = ["Cluster", "serve_api"]
+__all__ = ["Cluster", "check_room", "room", "serve_api"]
 
 OBJECT_STORE_BYTES = 200 << 20
 """Memory of a Ray that is started here: what passes through it is small."""
@@ -81,6 +81,30 @@ class Cluster:
 
             ray.shutdown()
             self._opened = False
+
+
+def room(cpus: float, gpus: float) -> int:
+    """How many processes that take so much the nodes of the joined Ray hold, if they hold nothing else."""
+    import ray
+
+    places = 0
+    for node in ray.nodes():
+        there = node["Resources"] if node["Alive"] else {}
+        fits = [int(there.get(name, 0.0) / taken) for name, taken in (("CPU", cpus), ("GPU", gpus)) if taken]
+        places += min(fits) if fits else 1
+    return places
+
+
+def check_room(what: str, cpus: float, gpus: float) -> None:
+    """Raise `ConfigError` where no node is large enough for a process that takes so much; Ray would wait for ever."""
+    import ray
+
+    if room(cpus, gpus) < 1:
+        there = ray.cluster_resources()
+        raise ConfigError(
+            f"{what} takes {cpus:g} CPUs and {gpus:g} GPUs of one node, but no node of the Ray cluster has them; all "
+            f"have {there.get('CPU', 0.0):g} CPUs and {there.get('GPU', 0.0):g} GPUs"
+        )
 
 
 def serve_api() -> ModuleType:

@@ -11,18 +11,21 @@ use of it, since its batches grow with the load; a fraction is for a GPU shared 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datapipe.errors import ConfigError, WorkerError
 from datapipe.workers.ray.client import RayWorker
-from datapipe.workers.ray.cluster import Cluster, serve_api
+from datapipe.workers.ray.cluster import Cluster, check_room, serve_api
 from datapipe.workers.ray.replica import Replica, WorkerOptions
 from datapipe.workers.spec import DEFAULT_EMBEDDER, ModelSpec, spec_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["deploy", "remove"]
+
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
+"""Of what Serve writes to Ray's log files."""
 
 
 def deploy(  # noqa: PLR0913 - each is a knob of its own
@@ -60,15 +63,11 @@ def deploy(  # noqa: PLR0913 - each is a knob of its own
         address: As `Cluster` takes it.
 
     Raises:
-        ConfigError: A number is out of range, or there is no Ray at the address.
-        WorkerError: No replica starts: no room, no such model, no such device; says which.
+        ConfigError: A number is out of range, there is no Ray at the address, or no node is large enough.
+        WorkerError: No replica starts: no such model, no such device; says which.
         MissingExtraError: Ray is not installed.
     """
-    if not 1 <= min_replicas <= max_replicas:
-        raise ConfigError(f"min_replicas must be from 1 to max_replicas. Got {min_replicas} and {max_replicas}")
-    if max_ongoing_requests < 1 or max_queued_requests < 1:
-        message = f"Got {max_ongoing_requests} and {max_queued_requests}"
-        raise ConfigError(f"max_ongoing_requests and max_queued_requests must be at least 1. {message}")
+    _check(min_replicas, max_replicas, max_ongoing_requests, max_queued_requests)
     options = WorkerOptions(
         models=tuple(spec_of(model) if isinstance(model, str) else model for model in models),
         device=device,
@@ -76,31 +75,22 @@ def deploy(  # noqa: PLR0913 - each is a knob of its own
         token_budget=token_budget,
         queue_items=queue_items,
     )
-    cluster = Cluster(address)
-    cluster.open()
-    serve = serve_api()
-
-    quiet = {"log_level": "WARNING", "enable_access_log": False}
     scaling = {
         "min_replicas": min_replicas,
         "max_replicas": max_replicas,
         "target_ongoing_requests": max(1, max_ongoing_requests // 2),
     }
-    deployment = serve.deployment(Replica).options(
-        name=name,
-        ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
-        autoscaling_config=scaling if max_replicas > min_replicas else None,
-        num_replicas=None if max_replicas > min_replicas else min_replicas,
-        max_ongoing_requests=max_ongoing_requests,
-        max_queued_requests=max_queued_requests,
-        logging_config=quiet,
-    )
+    settings = {
+        "ray_actor_options": {"num_cpus": num_cpus, "num_gpus": num_gpus},
+        "max_ongoing_requests": max_ongoing_requests,
+        "max_queued_requests": max_queued_requests,
+        **({"autoscaling_config": scaling} if min_replicas < max_replicas else {"num_replicas": min_replicas}),
+    }
+    cluster = Cluster(address)
+    cluster.open()
     try:
-        serve.start(proxy_location="Disabled", logging_config=quiet)
-        handle = serve.run(deployment.bind(options), name=name, route_prefix=None)
-    except RuntimeError as error:
-        cluster.close()
-        raise WorkerError(f"deployment {name} does not start: {error}") from error
+        check_room("a replica", num_cpus, num_gpus)
+        handle = _start(name, options, settings)
     except BaseException:
         cluster.close()
         raise
@@ -113,8 +103,42 @@ def remove(name: str = "datapipe", *, address: str | None = None) -> None:
     cluster.open()
     try:
         serve = serve_api()
-
         if name in serve.status().applications:
             serve.delete(name)
     finally:
         cluster.close()
+
+
+def _check(min_replicas: int, max_replicas: int, max_ongoing_requests: int, max_queued_requests: int) -> None:
+    if not 1 <= min_replicas <= max_replicas:
+        raise ConfigError(f"min_replicas must be from 1 to max_replicas. Got {min_replicas} and {max_replicas}")
+    if max_ongoing_requests < 1 or max_queued_requests < 1:
+        message = f"Got {max_ongoing_requests} and {max_queued_requests}"
+        raise ConfigError(f"max_ongoing_requests and max_queued_requests must be at least 1. {message}")
+
+
+def _start(name: str, options: WorkerOptions, settings: Mapping[str, Any]) -> Any:
+    """Deploy, wait until a replica runs, and return its handle."""
+    serve = serve_api()
+    fresh = name not in serve.status().applications
+    deployment = serve.deployment(Replica).options(name=name, logging_config=QUIET, **settings)
+    try:
+        serve.start(proxy_location="Disabled", logging_config=QUIET)
+        return serve.run(deployment.bind(options), name=name, route_prefix=None)
+    except BaseException as error:
+        why = _last_words(name, end=fresh)
+        if isinstance(error, RuntimeError):
+            raise WorkerError(f"deployment {name} does not start: {why or error}") from error
+        raise
+
+
+def _last_words(name: str, *, end: bool) -> str:
+    """What the replicas of a deployment that did not start said last; it is taken away if this call made it."""
+    serve = serve_api()
+    failed = serve.status().applications.get(name)
+    if failed is None:
+        return ""
+    said = [line for each in failed.deployments.values() for line in each.message.splitlines() if line.strip()]
+    if end:
+        serve.delete(name)
+    return said[-1].strip() if said else str(failed.message)

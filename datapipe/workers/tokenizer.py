@@ -5,6 +5,7 @@ texts -> TextTokenizer.encode -> Tokens (ids for the model, count before truncat
 
 from __future__ import annotations
 
+import math
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -83,7 +84,8 @@ class TextTokenizer:
         self._cutting.no_padding()
         if max_length is not None:
             self._cutting.enable_truncation(max_length)
-        self._max_length, self._lower, self._prefix = max_length, lower, prefix
+        self._limit = math.inf if max_length is None else max_length
+        self._lower, self._prefix = lower, prefix
 
     @property
     def vocabulary(self) -> int:
@@ -103,13 +105,14 @@ class TextTokenizer:
             flat = np.fromiter(chain.from_iterable(e.ids for e in encodings), dtype=np.int32, count=sum(counts))
             ends = accumulate(counts)
             result.extend(Tokens(flat[end - count : end], count) for end, count in zip(ends, counts, strict=True))
-            for place in range(start, len(result)):
-                total = result[place].total
-                if total == 0:
-                    raise ItemError(f"item {first + place} has no tokens", index=first + place)
-                if self._max_length is not None and total > self._max_length:
-                    kept = self._cutting.encode(self._dressed(texts[place])).ids
-                    result[place] = Tokens(np.array(kept, dtype=np.int32), total)
+            if 0 in counts:
+                place = start + counts.index(0)
+                raise ItemError(f"item {first + place} has no tokens", index=first + place)
+            long = [place for place in range(start, len(result)) if result[place].total > self._limit]
+            for place, cut in zip(
+                long, self._cutting.encode_batch_fast([self._dressed(texts[place]) for place in long]), strict=True
+            ):
+                result[place] = Tokens(np.array(cut.ids, dtype=np.int32), result[place].total)
         return result
 
     def count(self, texts: Sequence[str]) -> Int32:

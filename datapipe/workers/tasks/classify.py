@@ -100,7 +100,7 @@ class PairTokenizer(TextTokenizer):
                 total = len(whole)
                 if not total:
                     raise ItemError(f"item {first + place} has no tokens", index=first + place)
-                cut = self._max_length is not None and total > self._max_length
+                cut = total > self._limit
                 kept = self._cutting.encode(*pairs[place]) if cut else whole
                 ids, types = (np.array(values, dtype=np.int32) for values in (kept.ids, kept.type_ids))
                 found.append(TypedTokens(ids, types, total))

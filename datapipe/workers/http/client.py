@@ -2,9 +2,9 @@
 
     items -> parts -> Arrow -> POST /v1/tasks/{task}, some at a time -> Arrow -> results, in item order
 
-A bulk call is cut only where a worker in process ends its windows (`WINDOW_ITEMS`), so both pack the same batches and
-give the same bits. A window larger than `max_body_bytes` is refused, since cutting it would change them. An online
-call, whose batches depend on other traffic anyway, is cut wherever it has to be.
+A bulk call is cut only where a worker in process ends its windows, so both pack the same batches and give the same
+bits. A window larger than `max_body_bytes` is refused, since cutting it would change them. An online call, whose
+batches depend on other traffic anyway, is cut wherever it has to be.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class HttpWorker:
         api_key: str | None = None,
         timeout: float | None = 600.0,
         retries: int = 6,
-        max_body_bytes: int = 64 << 20,
+        max_body_bytes: int = 256 << 20,
     ) -> None:
         try:
             import httpx  # noqa: F401

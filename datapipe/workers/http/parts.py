@@ -1,6 +1,6 @@
 """A call's items cut into the bodies of requests.
 
-    items -> windows of WINDOW_ITEMS -> Arrow -> (place of the first item, body)
+    items -> windows of the task, or fewer items at a time if online -> Arrow -> (place of the first item, body)
 
 A bulk window is never cut: a worker packs it as a whole, so cutting it would change the bits of its results.
 """
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["bodies"]
 
+ONLINE_ITEMS = 1024
+"""Items of an online body: what a server takes by default in one request, with room left for others in its queue."""
+
 
 def bodies(
     kind: type[Task], items: Sequence[Item], *, priority: Priority, most: int
@@ -39,8 +42,9 @@ def bodies(
         most: Bytes of a body.
     """
     schema = kind.item_schema()
-    starts = range(0, max(len(items), 1), WINDOW_ITEMS)
-    waiting = deque((first, min(first + WINDOW_ITEMS, len(items))) for first in starts)
+    window: int = getattr(kind, "window_items", WINDOW_ITEMS)
+    size = min(window, ONLINE_ITEMS) if priority is Priority.ONLINE else window
+    waiting = deque((first, min(first + size, len(items))) for first in range(0, max(len(items), 1), size))
     while waiting:
         first, end = waiting.popleft()
         try:

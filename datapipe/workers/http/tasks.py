@@ -4,8 +4,9 @@
     GET -> digest, dim and bits of a model, which name a stage of a curation
 
 A bulk request is packed as the in-process worker packs it, so its vectors have the same bits; what bounds it is its
-bytes and rows, since a window must not be cut. An online request also has the limits of the other routes. The body is
-surveyed before it is decoded: rows and unpacked bytes stand in its messages, so a small body cannot fill the memory.
+bytes and the rows of a window, which must not be cut. An online request also has the limits of the other routes. The
+body is surveyed before it is decoded: rows and unpacked bytes stand in its messages, so a small body cannot fill the
+memory.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from datapipe.workers.http.errors import InvalidRequestError, MalformedBodyError
 from datapipe.workers.http.models import task_of
 from datapipe.workers.protocol import Priority
 from datapipe.workers.wire import from_arrow, to_arrow
+from datapipe.workers.worker import WINDOW_ITEMS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +37,7 @@ __all__ = ["ARROW", "PRIORITIES", "ModelStatement", "run_task", "state_model"]
 
 ARROW = "application/vnd.apache.arrow.stream"
 PRIORITIES = {priority.name.lower(): priority for priority in Priority}
-_DECODED = 4
+_DECODED = 2
 """Bytes that a body may unpack to, as a multiple of what the body itself may have."""
 
 
@@ -69,7 +71,7 @@ async def run_task(call: Call, task: str, query: Mapping[str, str], body: bytes)
     kind = task_of(task)
     call = replace(call, priority=_priority(query), expires=_expires(query))
     model = call.model_for(task, query.get("model"))
-    items = await asyncio.to_thread(_items, body, kind, call.service.settings)
+    items = await asyncio.to_thread(_items, body, kind, call.service.settings, bulk=call.priority is Priority.BULK)
     if call.priority is Priority.ONLINE:
         _check_characters(items, call.service.settings.max_characters)
     results = await call.run(task, items, model=model)
@@ -99,7 +101,7 @@ def _expires(query: Mapping[str, str]) -> float | None:
     return time.monotonic() + seconds
 
 
-def _items(body: bytes, kind: type[Task], settings: ServeSettings) -> list[Item]:
+def _items(body: bytes, kind: type[Task], settings: ServeSettings, *, bulk: bool) -> list[Item]:
     import pyarrow as pa
 
     from datapipe.storage.formats.ipc_messages import survey
@@ -112,8 +114,9 @@ def _items(body: bytes, kind: type[Task], settings: ServeSettings) -> list[Item]
             decoded += found.nbytes
     except (ValueError, OSError) as error:  # pyarrow's own errors are among them
         raise MalformedBodyError("the body is not an Arrow IPC stream") from error
-    if rows > settings.max_texts:
-        raise TooLargeError(f"the body holds {rows:,} items; at most {settings.max_texts:,} are taken in one request")
+    most_rows = max(WINDOW_ITEMS, settings.max_texts) if bulk else settings.max_texts
+    if rows > most_rows:
+        raise TooLargeError(f"the body holds {rows:,} items; at most {most_rows:,} are taken in one request")
     if decoded > _DECODED * settings.max_task_bytes:
         most = _DECODED * settings.max_task_bytes
         raise TooLargeError(f"the body unpacks to {decoded:,} bytes; at most {most:,} are taken in one request")

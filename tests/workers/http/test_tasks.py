@@ -147,7 +147,7 @@ async def test_a_small_body_that_unpacks_to_a_large_one_is_refused(app_of: Calla
     response = await post(app_of(max_task_bytes=100_000), bomb, priority="bulk")
     assert response.status_code == 413
     assert error_of(response)["message"] == (
-        "the body unpacks to 4,000,008 bytes; at most 400,000 are taken in one request"
+        "the body unpacks to 4,000,008 bytes; at most 200,000 are taken in one request"
     )
 
 
@@ -190,7 +190,7 @@ def test_no_damaged_stream_is_more_than_a_refusal(body: bytes, changes: list[tup
     refusals: list[DatapipeError] = []
     items: list[TextItem] = []
     try:
-        items = _items(bytes(damaged[: max(1, end % (len(body) + 1))]), EmbedTask, limits)
+        items = _items(bytes(damaged[: max(1, end % (len(body) + 1))]), EmbedTask, limits, bulk=False)
     except DatapipeError as error:
         refusals.append(error)
     assert all(answer_of(refusal).status in {400, 413, 422} for refusal in refusals)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pytest
 import yaml
+from prefect.exceptions import ParameterTypeError
 from prefect.flows import load_flow_from_entrypoint
 from prefect.testing.utilities import prefect_test_harness
 
@@ -49,6 +50,12 @@ def test_the_flow_writes_the_same_bytes_as_python_and_returns_counts(source: str
 def test_a_wrong_parameter_fails_the_flow_before_any_stage(source: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="flow parameters: unknown option 'kep'"):
         curate_flow(source, str(tmp_path / "run"), options={"kep": 0.2})
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_executor_fails_the_flow_before_any_stage(source: str, tmp_path: Path) -> None:
+    with pytest.raises(ParameterTypeError, match="executor: Input should be 'local' or 'ray'"):
+        curate_flow(source, str(tmp_path / "run"), executor="dask")
     assert not (tmp_path / "run").exists()
 
 

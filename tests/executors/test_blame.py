@@ -77,7 +77,7 @@ def test_where_every_shard_is_deadly_it_ends_after_a_few() -> None:
 
 def test_shards_that_never_come_back_are_an_error_and_no_endless_loop() -> None:
     with pytest.raises(StageError, match="stage embed: 4 shards were given away and none came back"):
-        Left("embed", tasks(4)).make_all(lambda tasks, *, places: None, places=2)
+        Left("embed", tasks(4)).make_all(lambda *_, **__: None, places=2)
 
 
 @given(

@@ -1,7 +1,7 @@
 """Write the tables of the README from the results: `python -m benchmarks.readme`.
 
 Each block between `<!-- bench:NAME -->` and `<!-- end -->` becomes the table of `results/NAME.json`; a block
-`<!-- bench:NAME key=value -->` holds the rows with that value.
+`<!-- bench:NAME key=value … -->` holds the rows with those values.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.common import table
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-BLOCK = re.compile(r"(<!-- bench:(\w+)(?: (\w+)=(\w+))? -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
+BLOCK = re.compile(r"(<!-- bench:(\w+)((?: \w+=\w+)*) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
 
 
 COLUMNS = {
@@ -39,9 +39,10 @@ def filled(text: str) -> str:
     """Return `text` with every block's table made anew."""
 
     def block(found: re.Match[str]) -> str:
-        head, name, key, value, _, end = found.groups()
-        columns = COLUMNS.get(f"{name} {value}" if key else name)
-        return f"{head}{table(name, columns, only={key: value} if key else None)}\n{end}"
+        head, name, conditions, _, end = found.groups()
+        only = dict(condition.split("=") for condition in conditions.split())
+        columns = COLUMNS.get(" ".join([name, *list(only.values())[:1]]))
+        return f"{head}{table(name, columns, only=only)}\n{end}"
 
     return BLOCK.sub(block, text)
 

@@ -41,6 +41,7 @@ class _Connection(HttpToolsProtocol):
     head_seconds: ClassVar[float]
 
     _in_head = True
+    _begun = False
     _head_bytes = 0
     _too_long = False
     _waiting: asyncio.TimerHandle | None = None
@@ -62,13 +63,14 @@ class _Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head = True
+        self._in_head = self._begun = True
         if self._waiting is None:
             self._head_bytes = 0
             self._expect_head()
 
     def on_headers_complete(self) -> None:
-        self._in_head, self._head_bytes = False, 0
+        self._in_head = self._begun = False
+        self._head_bytes = 0
         self._stop_waiting()
         length = len(self.url) + sum(len(name) + len(value) + _SEPARATORS for name, value in self.headers)
         if length > self.max_header_bytes:
@@ -91,7 +93,7 @@ class _Connection(HttpToolsProtocol):
             self._waiting = None
 
     def _give_up(self) -> None:
-        if self._head_bytes:
+        if self._begun:
             self._refuse(SlowRequestError(f"the headers did not arrive within {self.head_seconds:g} seconds"))
         else:  # a browser connects ahead of need; it gets no answer to a question that it did not ask
             self._stop_waiting()

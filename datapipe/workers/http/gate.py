@@ -73,7 +73,7 @@ class Gate:
         except _GoneError:
             pass
         except Exception as error:  # noqa: BLE001 - the last place where an error can become an answer
-            if answer_of(error).status >= 500:  # noqa: PLR2004
+            if answer_of(error).status == 500:  # noqa: PLR2004 - others are no surprise, and the line below names them
                 _log_error(error, request_id)
             if answer.status is None:
                 await answer_error(error, scope, receive, answer)

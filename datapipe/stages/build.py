@@ -147,7 +147,10 @@ class Wiring:
     def _fit(self) -> Stage:
         device, bits = self._device()
         settings = FitConfig(
-            prototypes=self.config.prototypes, labelled=self.columns.label is not None, seed=self.config.seed
+            prototypes=self.config.prototypes,
+            labelled=self.columns.label is not None,
+            screened=self.screens,
+            seed=self.config.seed,
         )
         return FitPrototypes(settings=settings, vectors=str(self.vectors), device=device, bits=bits)
 

@@ -195,7 +195,7 @@ def show_config(*, as_json: Annotated[bool, _json_option] = False) -> None:
     _show(Settings().model_dump(), as_json=as_json)
 
 
-def _merge(given: dict[str, Any], config: Path | None) -> tuple[dict[str, Any], str, Path]:
+def _merge(given: dict[str, Any], config: Path | None) -> tuple[dict[str, Any], str | list[str], Path]:
     from datapipe.config import read_config_file
 
     options = {**(read_config_file(config) if config is not None else {}), **given}
@@ -203,7 +203,7 @@ def _merge(given: dict[str, Any], config: Path | None) -> tuple[dict[str, Any], 
     for name in ("source", "out"):
         if name not in options:
             raise ConfigError(f"{name} is missing: give it on {where}")
-    return options, str(options.pop("source")), Path(options.pop("out"))
+    return options, options.pop("source"), Path(options.pop("out"))
 
 
 def _show(values: dict[str, Any], *, as_json: bool, console: Console | None = None) -> None:

@@ -47,6 +47,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.import_time
 	$(BIN)/python -m benchmarks.embedding
 	$(BIN)/python -m benchmarks.prototypes assign
+	$(BIN)/python -m benchmarks.prototype_attempts
 	$(BIN)/python -m benchmarks.prototypes stream --rows 500000 2000000 8000000 --folder runs/bench-vectors
 	$(BIN)/python -m benchmarks.select_export
 	$(BIN)/python -m benchmarks.ingest_memory

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,24 @@ Row = dict[str, Any]
 def environment() -> Row:
     """Commit, hardware and versions of this process."""
     return {"commit": _commit(), "hardware": _hardware(), "versions": _versions()}
+
+
+def with_the_processors_own_blas() -> None:
+    """Start this program again where the environment names another kernel for OpenBLAS than that of this processor.
+
+    numpy and scikit-learn would run on it several times slower, and be no rival worth beating.
+    """
+    chosen = {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"} & os.environ.keys()
+    if chosen:
+        rest = {name: value for name, value in os.environ.items() if name not in chosen}
+        os.execve(sys.executable, sys.orig_argv, rest)  # noqa: S606
+
+
+def blas_kernels() -> str:
+    """The kernels on which the BLAS libraries of this process run, such as `SkylakeX`."""
+    from threadpoolctl import threadpool_info
+
+    return ", ".join(sorted({library["architecture"] for library in threadpool_info() if "architecture" in library}))
 
 
 def peak_memory() -> int:

@@ -24,7 +24,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.common import finished, peak_memory, record, table
+from benchmarks.common import (
+    blas_kernels,
+    finished,
+    peak_memory,
+    record,
+    table,
+    with_the_processors_own_blas,
+)
 from datapipe.metrics.assign import CHUNK_ROWS, Assigner
 from datapipe.metrics.pool import ChunkPool
 from datapipe.metrics.prototypes import fit_prototypes, scores_of
@@ -109,24 +116,15 @@ class Product:
 
 def assign(*, rows: int, dim: int, k: int, rounds: int) -> dict[str, Any]:
     """Compare assignment with the bare product and with scikit-learn, alternating."""
-    from sklearn.cluster import KMeans
-
     vectors, prototypes = clustered(rows, dim, seed=0), clustered(k, dim, seed=1)
     bits = codes(encode(vectors))
-    kmeans = KMeans(k, init=prototypes, n_init=1, max_iter=1).fit(prototypes)
-    kmeans.cluster_centers_ = prototypes
-
-    def scikit_learn() -> None:
-        nearest = prototypes[kmeans.predict(vectors)]
-        np.sqrt(np.einsum("ij,ij->i", vectors - nearest, vectors - nearest))
-
     with Assigner(prototypes) as assigner, Product(vectors, prototypes) as product:
         work: dict[str, Callable[[], object]] = {
             "product_one_call": lambda: product.one_call(rows),
             "product_thread_each": lambda: product.a_thread_each(rows),
             "assign": lambda: assigner.assign(vectors),
             "assign_bfloat16": lambda: assigner.assign_bfloat16(bits),
-            "scikit_learn": scikit_learn,
+            "scikit_learn": scikit_learn(vectors, prototypes),
         }
         for warm in work.values():
             warm()
@@ -138,13 +136,29 @@ def assign(*, rows: int, dim: int, k: int, rounds: int) -> dict[str, Any]:
         "rows_per_s_bfloat16": round(rows / best["assign_bfloat16"]),
         "rows_per_s_scikit_learn": round(rows / best["scikit_learn"]),
         "product_gflops": round(2e-9 * rows * dim * k / min(best["product_one_call"], best["product_thread_each"]), 1),
-        "share_of_product": _median(p / times["assign"] for p, times in zip(bare, taken, strict=True)),
-        "share_of_product_bfloat16": _median(p / t["assign_bfloat16"] for p, t in zip(bare, taken, strict=True)),
-        "times_scikit_learn": _median(times["scikit_learn"] / times["assign"] for times in taken),
+        "share_of_product": median(p / times["assign"] for p, times in zip(bare, taken, strict=True)),
+        "share_of_product_bfloat16": median(p / t["assign_bfloat16"] for p, t in zip(bare, taken, strict=True)),
+        "times_scikit_learn": median(times["scikit_learn"] / times["assign"] for times in taken),
+        "scikit_learn_kernel": blas_kernels(),
     }
 
 
-def _median(values: Iterator[float]) -> float:
+def scikit_learn(vectors: Float32, prototypes: Float32) -> Callable[[], object]:
+    """Nearest prototype and distance to it by scikit-learn, on all its threads."""
+    from sklearn.cluster import KMeans
+
+    kmeans = KMeans(len(prototypes), init=prototypes, n_init=1, max_iter=1).fit(prototypes)
+    kmeans.cluster_centers_ = prototypes
+
+    def work() -> None:
+        nearest = prototypes[kmeans.predict(vectors)]
+        np.sqrt(np.einsum("ij,ij->i", vectors - nearest, vectors - nearest))
+
+    return work
+
+
+def median(values: Iterator[float]) -> float:
+    """The median, to three digits."""
     return round(statistics.median(values), 3)
 
 
@@ -188,7 +202,7 @@ def stream_one(folder: Path, *, rows: int, dim: int, k: int, sample: int) -> dic
         "fit_s": round(scoring - fitting, 2),
         "score_s": round(spent, 2),
         "rows_per_s": round(done / spent),
-        "share_of_product_bfloat16": _median(iter(shares)),
+        "share_of_product_bfloat16": median(iter(shares)),
         "peak_rss_mib": peak_memory() >> 20,
     }
 
@@ -274,6 +288,7 @@ def main() -> None:
         name, folder = options.pop("run"), Path(options.pop("folder"))
         print(json.dumps(stream_one(folder, **options) if name == "stream" else select_one(folder, **options)))
         return
+    with_the_processors_own_blas()
     with tempfile.TemporaryDirectory() as temporary:
         folder = asked.folder or Path(temporary)
         for config in configs(asked):

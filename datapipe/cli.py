@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -14,6 +17,9 @@ from rich.markup import escape
 from typer import Argument, Option
 
 from datapipe.errors import ConfigError, DatapipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 app = typer.Typer(
     name="datapipe",
@@ -87,11 +93,12 @@ def curate(
     if dry_run:
         _show(curation.estimate().as_dict(), as_json=as_json)
         return
+    console = Console(stderr=True)
     try:
-        with for_terminal(Console(stderr=True)) as progress:
+        with for_terminal(console) as progress, _interrupts(console):
             result = curation.run(progress=progress)
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; run the same command again to go on where it stopped")
+        console.print("interrupted; run the same command again to go on where it stopped")
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
         _print_json(result.as_dict())
@@ -99,7 +106,7 @@ def curate(
     from datapipe.report.table import print_summary
 
     for warning in result.warnings:
-        Console(stderr=True).print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
+        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
     print_summary(result.out, timings=result.timings, console=Console())
 
 
@@ -195,7 +202,26 @@ def show_config(*, as_json: Annotated[bool, _json_option] = False) -> None:
     _show(Settings().model_dump(), as_json=as_json)
 
 
-def _merge(given: dict[str, Any], config: Path | None) -> tuple[dict[str, Any], str, Path]:
+@contextmanager
+def _interrupts(console: Console) -> Iterator[None]:
+    """Answer the first Ctrl-C at once, for the batch in hand may take a while; the second does not wait for it."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def stop(*_: object) -> NoReturn:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+        console.print("stopping after the batch in hand; Ctrl-C again stops at once, and costs no finished shard")
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _merge(given: dict[str, Any], config: Path | None) -> tuple[dict[str, Any], str | list[str], Path]:
     from datapipe.config import read_config_file
 
     options = {**(read_config_file(config) if config is not None else {}), **given}
@@ -203,7 +229,7 @@ def _merge(given: dict[str, Any], config: Path | None) -> tuple[dict[str, Any], 
     for name in ("source", "out"):
         if name not in options:
             raise ConfigError(f"{name} is missing: give it on {where}")
-    return options, str(options.pop("source")), Path(options.pop("out"))
+    return options, options.pop("source"), Path(options.pop("out"))
 
 
 def _show(values: dict[str, Any], *, as_json: bool, console: Console | None = None) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeGuard, get_args
 
 from datapipe.errors import BudgetError, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from datapipe.selection.budget import Budget
@@ -21,6 +22,8 @@ MetricName = Literal["prototypes", "random"]
 ExecutorName = Literal["local", "ray"]
 
 DEFAULT_KEEP = 0.3
+RUN_OPTIONS = ("source", "out", "workers", "executor")
+"""What a config file may hold besides the fields of `CurateConfig`."""
 
 
 class CurateOptions(TypedDict, total=False):
@@ -100,6 +103,7 @@ class CurateConfig:
     shard_rows: int = 32_768
 
     def __post_init__(self) -> None:
+        self._check_texts()
         self._check_budget()
         self._check_columns()
         _one_of("metric", self.metric, get_args(MetricName))
@@ -111,19 +115,25 @@ class CurateConfig:
             _in_range("prototypes", self.prototypes, 1, 1 << 22)
         if self.max_rejected is not None:
             _in_range("max_rejected", self.max_rejected, 0, 2**63 - 1)
-        if not 0 < self.protect_threshold <= 1:
-            raise ConfigError(f"protect_threshold must be above 0 and at most 1, got {self.protect_threshold}")
+        if not _is_share(self.protect_threshold):
+            raise ConfigError(f"protect_threshold must be above 0 and at most 1, got {self.protect_threshold!r}")
+
+    def _check_texts(self) -> None:
+        for name in _TEXTS:
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name == "model"):
+                raise ConfigError(f"{name} must be a string, got {value!r}")
 
     def _check_budget(self) -> None:
         given = [name for name in ("keep", "keep_rows", "keep_tokens") if getattr(self, name) is not None]
         if len(given) > 1:
             raise BudgetError(f"{' and '.join(given)} exclude each other: a run has one budget")
-        if self.keep is not None and not 0 < self.keep <= 1:
-            raise BudgetError(f"keep must be a fraction above 0 and at most 1, got {self.keep}")
+        if self.keep is not None and not _is_share(self.keep):
+            raise BudgetError(f"keep must be a fraction above 0 and at most 1, got {self.keep!r}")
         for name in ("keep_rows", "keep_tokens"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise BudgetError(f"{name} must be at least 1, got {value}")
+            if value is not None and not (_is_whole(value) and value >= 1):
+                raise BudgetError(f"{name} must be a whole number of at least 1, got {value!r}")
 
     def _check_columns(self) -> None:
         if self.embedding_column is None or self.text_column is not None:
@@ -135,23 +145,15 @@ class CurateConfig:
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any], *, origin: str = "options") -> CurateConfig:
-        """Build from names and values; a dash in a name counts as an underscore.
+        """Build from names and values; a dash in a name counts as an underscore, a path as a string.
 
         Raises:
             ConfigError: A name is unknown; says where it stands and what comes nearest.
         """
-        known = [each.name for each in fields(cls)]
-        clean = {name.replace("-", "_"): value for name, value in options.items()}
-        for name in clean:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                raise ConfigError(
-                    f"{origin}: unknown option {name!r}" + (f", did you mean {near[0]!r}?" if near else "")
-                )
-        try:
-            return cls(**clean)
-        except TypeError as error:
-            raise ConfigError(f"{origin}: {error}") from error
+        clean = _named(options, [each.name for each in fields(cls)], origin=origin)
+        return cls(
+            **{name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in clean.items()}
+        )
 
 
 def budget_of(config: CurateConfig) -> Budget:
@@ -164,17 +166,48 @@ def budget_of(config: CurateConfig) -> Budget:
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """Read options from a TOML file: the names of `CurateConfig`, and `source` and `out`.
+    """Read options from a TOML file: the names of `CurateConfig`, and `RUN_OPTIONS`; `source` may be a list.
 
     Raises:
-        ConfigError: The file is missing or no TOML; names it.
+        ConfigError: The file is missing or no TOML, or a name in it is unknown; names it.
     """
     try:
-        return {name.replace("-", "_"): value for name, value in tomllib.loads(path.read_text()).items()}
+        found = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
+    options = _named(found, [*RUN_OPTIONS, *(each.name for each in fields(CurateConfig))], origin=str(path))
+    source, out = options.get("source", ""), options.get("out", "")
+    if not isinstance(out, str):
+        raise ConfigError(f"{path}: out must be a string, got {out!r}")
+    if not isinstance(source, str) and not (isinstance(source, list) and all(isinstance(each, str) for each in source)):
+        raise ConfigError(f"{path}: source must be a string or a list of strings, got {source!r}")
+    return options
+
+
+_TEXTS = (
+    *("balance", "text_column", "embedding_column", "label_column", "id_column"),
+    *("protect", "model", "tokenizer", "device"),
+)
+
+
+def _named(options: Mapping[str, Any], known: Sequence[str], *, origin: str) -> dict[str, Any]:
+    """The options under the names that are known. Raises `ConfigError` for another one."""
+    clean = {name.replace("-", "_"): value for name, value in options.items()}
+    for name in clean:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(f"{origin}: unknown option {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+    return clean
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -183,5 +216,5 @@ def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 def _in_range(name: str, value: object, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+    if not _is_whole(value) or not low <= value <= high:
         raise ConfigError(f"{name} must be a whole number from {low} to {high}, got {value!r}")

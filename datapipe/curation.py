@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from datapipe.config import CurateConfig, CurateOptions
+from datapipe.config import CurateConfig, CurateOptions, budget_of
 from datapipe.errors import ConfigError, RejectedError
 from datapipe.executors.choose import make_executor
 from datapipe.pipeline import Pipeline
@@ -21,6 +21,7 @@ from datapipe.progress import Only
 from datapipe.runs import CurateResult, run_manifest
 from datapipe.settings import Settings
 from datapipe.stages.build import Wiring
+from datapipe.stages.columns import text_columns
 from datapipe.storage.atomic import explain_os_error, make_folder, write_atomically
 from datapipe.storage.digest import digest_of, plain
 from datapipe.storage.lock import exclusive
@@ -30,6 +31,7 @@ from datapipe.storage.stage import StageStore
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
 
     import polars as pl
 
@@ -93,8 +95,8 @@ class Curation:
         """The opened source."""
         from datapipe.storage.source import open_source
 
-        text = () if self.config.text_column is None else (self.config.text_column,)
-        return open_source(self._asked, limits=self._settings.limits.as_limits(), text_columns=text)
+        limits = self._settings.limits.as_limits()
+        return open_source(self._asked, limits=limits, text_columns=text_columns(self.config))
 
     @cached_property
     def wiring(self) -> Wiring:
@@ -114,7 +116,7 @@ class Curation:
             RejectedError: More rows were rejected than `max_rejected` allows.
             OutputError: The disk is full or cannot be written; what is finished stays.
         """
-        with exclusive(self.out):
+        with self._writing():
             outputs = self._make(progress=progress, until=None)
             return self._publish(outputs)
 
@@ -126,14 +128,14 @@ class Curation:
         """
         if stage not in self.stage_names:
             raise ConfigError(f"this run has no stage {stage!r}; its stages are {', '.join(self.stage_names)}")
-        with exclusive(self.out):
+        with self._writing():
             self._make(progress=Only(stage, progress) if progress is not None else None, until=stage)
         own = self._timings[-1]
         return {"stage": stage, "rows": own.rows, "seconds": round(own.seconds, 3), "reused": own.reused}
 
     def outputs(self, *, until: str, progress: Progress | None = None) -> dict[str, StageOutput]:
         """Bring `until` and all before it up to date, and return what those stages put out."""
-        with exclusive(self.out):
+        with self._writing():
             return self._make(progress=progress, until=until)
 
     def publish(self) -> CurateResult:
@@ -145,6 +147,11 @@ class Curation:
         from datapipe.stages.estimate import estimate
 
         return estimate(self.wiring)
+
+    def _writing(self) -> AbstractContextManager[None]:
+        """The run folder's lock, once source and columns are known to be there: a mistyped name leaves no folder."""
+        _ = self.wiring
+        return exclusive(self.out)
 
     def _make(self, *, progress: Progress | None, until: str | None) -> dict[str, StageOutput]:
         scratch = self.out / SCRATCH
@@ -158,7 +165,7 @@ class Curation:
                 scratch=scratch,
                 progress=progress,
                 until=until,
-                check=self._check_rejected,
+                check=self._check_ingest,
             )
             self._timings = pipeline.timings
         except OSError as error:
@@ -181,9 +188,14 @@ class Curation:
         write_atomically(path, json.dumps(known, indent=1).encode())
         return digests
 
-    def _check_rejected(self, output: StageOutput) -> None:
+    def _check_ingest(self, output: StageOutput) -> None:
+        """Refuse, before anything dear is done, what cannot end well."""
+        if output.name != "ingest":
+            return
+        if self.config.keep_rows is not None:
+            budget_of(self.config).rows_of(int(output.facts["accepted"]))
         most = self.config.max_rejected
-        if output.name != "ingest" or most is None:
+        if most is None:
             return
         rejected: dict[str, int] = dict(output.facts["rejected"])
         if sum(rejected.values()) > most:

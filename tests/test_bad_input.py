@@ -43,6 +43,7 @@ def test_a_file_that_is_no_table_is_named(tmp_path: Path, content: bytes, suffix
 def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(errors.SourceError, match=r"nowhere\.parquet"):
         datapipe.curate(tmp_path / "nowhere.parquet", out=tmp_path / "run", **RANDOM)
+    assert not (tmp_path / "run").exists()
 
 
 def test_zero_rows_are_refused(tmp_path: Path) -> None:
@@ -103,6 +104,16 @@ def test_undecodable_lines_are_rejected_and_counted(tmp_path: Path) -> None:
     assert pl.read_parquet(tmp_path / "run" / "rejected.parquet")["row"].to_list() == [6, 10, 41]
 
 
+@pytest.mark.parametrize("options", [{"text_column": "text"}, {}], ids=["named", "by default"])
+def test_the_text_column_holds_text_whether_it_is_named_or_not(tmp_path: Path, options: dict[str, str]) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": 12}\n')
+    result = datapipe.curate(tmp_path / "rows.jsonl", out=tmp_path / "a", metric="random", keep=1.0, **options)
+    assert result.counts == {"kept": 1, "rejected_wrong_type": 1}
+    (tmp_path / "rows.csv").write_text("text,other\n007,a\n1.50,b\n")
+    result = datapipe.curate(tmp_path / "rows.csv", out=tmp_path / "b", metric="random", keep=1.0, **options)
+    assert sorted(result.kept.collect()["text"]) == ["007", "1.50"]
+
+
 def test_too_many_rejected_rows_stop_the_run_and_say_where_they_are(tmp_path: Path) -> None:
     frame = pl.DataFrame({"text": [None, None, *TEXTS]})
     with pytest.raises(
@@ -129,6 +140,7 @@ def test_vectors_that_are_not_finite_zero_or_of_another_length_are_rejected(tmp_
 def test_a_budget_over_the_rows_says_how_many_there_are(tmp_path: Path) -> None:
     with pytest.raises(errors.BudgetError, match="41 rows, but there are only 40"):
         datapipe.curate(pl.DataFrame({"text": TEXTS}), out=tmp_path / "run", keep_rows=41, **RANDOM)
+    assert [path.name.split("-")[0] for path in (tmp_path / "run" / "stages").iterdir()] == ["ingest"]
 
 
 def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:

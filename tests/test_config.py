@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from datapipe.config import CurateConfig, CurateOptions, read_config_file
 from datapipe.errors import BudgetError, ConfigError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_the_typed_keywords_are_exactly_the_fields_of_the_config() -> None:
@@ -24,8 +22,11 @@ def test_the_typed_keywords_are_exactly_the_fields_of_the_config() -> None:
         ({"keep": 0.0}, "keep must be a fraction above 0 and at most 1, got 0.0"),
         ({"keep": 1.5}, "keep must be a fraction above 0 and at most 1, got 1.5"),
         ({"keep": float("nan")}, "keep must be a fraction"),
-        ({"keep_rows": 0}, "keep_rows must be at least 1, got 0"),
-        ({"keep_tokens": -1}, "keep_tokens must be at least 1, got -1"),
+        ({"keep": "0.3"}, "keep must be a fraction above 0 and at most 1, got '0.3'"),
+        ({"keep": True}, "keep must be a fraction"),
+        ({"keep_rows": 0}, "keep_rows must be a whole number of at least 1, got 0"),
+        ({"keep_rows": 2.5}, "keep_rows must be a whole number of at least 1, got 2.5"),
+        ({"keep_tokens": -1}, "keep_tokens must be a whole number of at least 1, got -1"),
         ({"keep": 0.5, "keep_rows": 3}, "keep and keep_rows exclude each other"),
     ],
 )
@@ -46,6 +47,9 @@ def test_budgets_out_of_range_are_refused(options: dict[str, Any], message: str)
         ({"shard_rows": 0}, "shard_rows must be a whole number from 1"),
         ({"max_rejected": -1}, "max_rejected must be a whole number from 0"),
         ({"protect_threshold": 0.0}, "protect_threshold must be above 0"),
+        ({"protect_threshold": "high"}, "protect_threshold must be above 0"),
+        ({"text_column": 7}, "text_column must be a string, got 7"),
+        ({"model": None}, "model must be a string, got None"),
         ({"embedding_column": "v", "keep_tokens": 9}, "keep_tokens needs text_column"),
         ({"embedding_column": "v", "dedup": "exact"}, "dedup='exact' compares texts"),
     ],
@@ -60,13 +64,34 @@ def test_an_unknown_option_names_its_origin_and_the_nearest_known_one() -> None:
         CurateConfig.from_mapping({"kepe": 0.3}, origin="run.toml")
 
 
+def test_a_path_stands_for_its_string() -> None:
+    config = CurateConfig.from_mapping({"protect": Path("held/out.jsonl"), "model": Path("model")})
+    assert (config.protect, config.model) == ("held/out.jsonl", "model")
+
+
 def test_a_toml_file_may_write_names_with_dashes(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text('source = "x.parquet"\nkeep-rows = 10\n')
     assert read_config_file(path) == {"source": "x.parquet", "keep_rows": 10}
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "cannot read"), ("keep = ", "is not TOML")])
+def test_a_config_file_may_list_sources(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('source = ["a.parquet", "b.csv"]\n')
+    assert read_config_file(path) == {"source": ["a.parquet", "b.csv"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read"),
+        ("keep = ", "is not TOML"),
+        ("keeep = 0.3", r"run\.toml: unknown option 'keeep', did you mean 'keep'\?"),
+        ("[curate]\nkeep = 0.3", r"run\.toml: unknown option 'curate'"),
+        ("out = 3", r"run\.toml: out must be a string, got 3"),
+        ("source = [1]", r"run\.toml: source must be a string or a list of strings, got \[1\]"),
+    ],
+)
 def test_a_config_file_that_cannot_be_read_is_named(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "run.toml"
     if content is not None:

@@ -67,6 +67,19 @@ def test_a_frame_in_memory_gives_the_same_ids_as_its_file(
     assert kept_ids(tmp_path / "run") == reference
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_named_rows_are_chosen_alike_although_csv_reads_their_names_as_numbers(
+    data: Path, tmp_path: Path, suffix: str
+) -> None:
+    rows = pl.read_parquet(data / "dolly_3k.parquet").select("id", "instruction").head(200)
+    assert rows.schema["id"] == pl.String
+    assert rows["id"].str.contains(r"^\d+$").all()
+    options = {"metric": "random", "strategy": "random", "id_column": "id", "text_column": "instruction"}
+    datapipe.curate(rows, out=tmp_path / "a", **options)
+    datapipe.curate(spread(rows, tmp_path / "in", files=3, suffix=suffix), out=tmp_path / "b", **options)
+    assert kept_ids(tmp_path / "a") == kept_ids(tmp_path / "b")
+
+
 def test_cut_and_order_leave_every_byte_of_the_data_as_it_is(frame: pl.DataFrame, tmp_path: Path) -> None:
     one = spread(frame, tmp_path / "one", files=1, suffix="parquet")
     many = spread(frame.reverse(), tmp_path / "many", files=5, suffix="parquet")

@@ -92,12 +92,35 @@ def test_an_interrupt_stops_cleanly_and_says_how_to_go_on(source: Path, undistur
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
+    assert "stopping after the batch in hand" in errors
     assert "run the same command again to go on where it stopped" in errors
     assert "Traceback" not in errors
     assert not list(run.rglob("*.partial"))
     assert not (run / ".scratch").exists()
     assert datapipe(*options(source, run)).returncode == 0
     assert contents(run) == contents(undisturbed)
+
+
+def test_a_second_interrupt_does_not_wait_and_costs_no_finished_shard(
+    source: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with subprocess.Popen(
+        command(*options(source, run)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stderr is not None
+        while process.poll() is None and len(sidecars(run)) < len(sidecars(undisturbed)) // 2:
+            time.sleep(0.005)
+        made = {sidecar: stamp(sidecar) for sidecar in sidecars(run)}
+        process.send_signal(signal.SIGINT)
+        while "stopping after the batch in hand" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 130
+    assert datapipe(*options(source, run)).returncode == 0
+    assert contents(run) == contents(undisturbed)
+    for sidecar, before in made.items():
+        assert stamp(sidecar) == before
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(

@@ -23,6 +23,11 @@ SOURCES = {
         "storage/roles.py",
         "storage/rowid.py",
         "storage/canonical.py",
+        "storage/refused.py",
+        "storage/sort.py",
+        "storage/parquet.py",
+        "storage/vectors.py",
+        "storage/formats/*.py",
     ],
     "datapipe.stages.embed.Embed": [
         "embedding/text.py",
@@ -37,26 +42,31 @@ SOURCES = {
         "workers/encoders/steps.py",
     ],
     "datapipe.stages.tokens.CountTokens": ["workers/tokenizer.py"],
-    "datapipe.stages.screen.Screen": ["dedup/exact.py", "dedup/protect.py", "dedup/contained.py"],
-    "datapipe.stages.prototypes.FitPrototypes": ["metrics/kmeans.py", "metrics/prototypes.py", "storage/order.py"],
+    "datapipe.stages.screen.Screen": ["dedup/*.py", "storage/sort.py"],
+    "datapipe.stages.prototypes.FitPrototypes": [
+        "metrics/assign.py",
+        "metrics/kmeans.py",
+        "metrics/prototypes.py",
+        "storage/order.py",
+    ],
     "datapipe.stages.prototypes.ScorePrototypes": ["metrics/assign.py", "metrics/prototypes.py"],
     "datapipe.stages.random.ScoreRandom": ["metrics/random.py", "storage/order.py"],
-    "datapipe.stages.select.Select": [
-        "selection/auto.py",
-        "selection/cuts.py",
-        "selection/engine.py",
-        "selection/keys.py",
-        "selection/quotas.py",
-        "selection/ranking.py",
-        "selection/strata.py",
-    ],
+    "datapipe.stages.select.Select": ["selection/*.py", "storage/order.py"],
     "datapipe.stages.export.Export": ["storage/export.py", "storage/parquet.py"],
-    "datapipe.stages.report.Report": ["report/page.py", "report/sections.py", "report/plots.py", "report/tally.py"],
+    "datapipe.stages.report.Report": [
+        *(f"report/{name}.py" for name in ("examples", "facts", "map2d", "markup", "measure", "page", "plots")),
+        *(f"report/{name}.py" for name in ("scatter", "sections", "tally")),
+        "report/page.css",
+        "report/page.js",
+    ],
 }
+"""What each stage's bytes hang on besides its own file; `*` stands for any name."""
 
 
 def code_digest(path: Path) -> str:
-    """Digest of a file's code without docstrings, comments and layout."""
+    """Digest of a file's code without docstrings, comments and layout; of all of it where it is no Python."""
+    if path.suffix != ".py":
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -74,7 +84,9 @@ def current(name: str) -> dict[str, object]:
     """A stage's version and the digest of the code that it runs."""
     module, _, attribute = name.rpartition(".")
     stage = getattr(importlib.import_module(module), attribute)
-    files = [ROOT / "datapipe" / path for path in SOURCES[name]] + [Path(str(importlib.import_module(module).__file__))]
+    found = [sorted((ROOT / "datapipe").glob(pattern)) for pattern in SOURCES[name]]
+    assert all(found), f"{name}: a source is not there"
+    files = [path for paths in found for path in paths] + [Path(str(importlib.import_module(module).__file__))]
     digest = hashlib.sha256("".join(code_digest(path) for path in files).encode()).hexdigest()[:16]
     return {"version": stage.version, "code": digest}
 

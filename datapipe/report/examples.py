@@ -21,7 +21,7 @@ def matches(facts: RunFacts) -> Html:
     """Show rows that were taken out for another row, with the evidence."""
     if not facts.matches:
         return Html("")
-    ordered = sorted(facts.matches, key=lambda match: (match.rule, match.similarity, match.row_id))
+    ordered = sorted(facts.matches, key=lambda match: (match.similarity, match.rule, match.row_id))
     rows = [
         tag("tr", tag("td", words(match.rule)), tag("td", number(match.similarity), class_="n"),
             tag("td", cut(match.text), dir="auto"), tag("td", cut(match.other), dir="auto"))
@@ -35,7 +35,7 @@ def matches(facts: RunFacts) -> Html:
     says = "Rows taken out because another row says the same, or an evaluation set holds them; weakest evidence first."
     return join(
         tag("h2", "Matches", id="matches-title"), tag("p", says), tag("div", table, class_="scroll"),
-        and_more(len(ordered) - MATCHES_MOST, "matches"),
+        and_more(max(facts.matched, len(ordered)) - len(rows), "rows taken out"),
     )  # fmt: skip
 
 

@@ -255,7 +255,10 @@ class MatchFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """Everything the report shows. What is None or empty is left out of the page, or said to be absent."""
+    """Everything the report shows. What is None or empty is left out of the page, or said to be absent.
+
+    `matches` are a few of the `matched` rows that were taken out for another one.
+    """
 
     identity: RunIdentity
     counts: RowCounts
@@ -265,6 +268,7 @@ class RunFacts:
     balance: ClassBalance | None = None
     map: MapFacts | None = None
     matches: tuple[MatchFacts, ...] = ()
+    matched: int = 0
     examples: tuple[StratumExamples, ...] = ()
 
 

@@ -25,6 +25,7 @@ LEAST_UMAP = 500
 """Fewer rows are mapped by PCA: for them UMAP takes longer to compile than its map is worth."""
 
 _CHUNK_ROWS = 512
+_NUMPY_SEEDS = 2**32
 
 Method = Literal["UMAP", "PCA"]
 
@@ -113,7 +114,7 @@ def _umap(vectors: Float32, flat: Float32, neighbours: Int64, distances: Float32
                 metric="cosine",
                 init=start.astype(np.float32),
                 precomputed_knn=(neighbours, distances),
-                random_state=seed,
+                random_state=seed % _NUMPY_SEEDS,
                 n_jobs=1,
             )
             placed: Float32 = np.asarray(model.fit_transform(vectors), dtype=np.float32)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from datapipe.config import CurateConfig, budget_of
 from datapipe.errors import ColumnError
 from datapipe.metrics.base import get_metric
-from datapipe.stages.columns import resolve_columns
+from datapipe.stages.columns import DEFAULT_TEXT, resolve_columns
 from datapipe.stages.embed import Embed
 from datapipe.stages.embedder import Embedder, arithmetic_bits
 from datapipe.stages.export import Export
@@ -147,7 +147,10 @@ class Wiring:
     def _fit(self) -> Stage:
         device, bits = self._device()
         settings = FitConfig(
-            prototypes=self.config.prototypes, labelled=self.columns.label is not None, seed=self.config.seed
+            prototypes=self.config.prototypes,
+            labelled=self.columns.label is not None,
+            screened=self.screens,
+            seed=self.config.seed,
         )
         return FitPrototypes(settings=settings, vectors=str(self.vectors), device=device, bits=bits)
 
@@ -216,8 +219,13 @@ class _Evaluation:
         from datapipe.storage.source import open_source
 
         self._wiring = wiring
-        self.source = open_source(str(wiring.config.protect), limits=wiring.settings.limits.as_limits())
-        asked, there = wiring.columns, self.source.schema.names
+        asked = wiring.columns
+        self.source = open_source(
+            str(wiring.config.protect),
+            limits=wiring.settings.limits.as_limits(),
+            text_columns=(DEFAULT_TEXT,) if asked.text is None else (asked.text, DEFAULT_TEXT),
+        )
+        there = self.source.schema.names
         self._column = asked.text if asked.text in there else None
         if asked.text is not None and self._column is None:
             self._column = resolve_columns(CurateConfig(), self.source.schema).text

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from datapipe.config import CurateConfig
 
 
+DEFAULT_TEXT = "text"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Columns:
     """Column names by role; None where a role is not filled.
@@ -55,10 +58,17 @@ def resolve_columns(config: CurateConfig, schema: pa.Schema) -> Columns:
     )
 
 
+def text_columns(config: CurateConfig) -> tuple[str, ...]:
+    """Columns that are strings whatever a file without types holds: the one named, else the one taken by default."""
+    if config.text_column is not None:
+        return (config.text_column,)
+    return (DEFAULT_TEXT,) if config.embedding_column is None else ()
+
+
 def _only_text(schema: pa.Schema) -> str:
     strings = [field.name for field in schema if is_text(field.type)]
-    if "text" in strings:
-        return "text"
+    if DEFAULT_TEXT in strings:
+        return DEFAULT_TEXT
     if len(strings) == 1:
         return str(strings[0])
     found = f"several columns hold text ({', '.join(strings)})" if strings else "no column holds text"

@@ -38,7 +38,7 @@ class Ingest(SetStage):
     """Give each row its id and write it where its id says."""
 
     name: ClassVar[str] = "ingest"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     source: Source
     digests: tuple[str, ...]

@@ -1,7 +1,8 @@
 """Prototype scores in two steps: fit centroids on a sample, score every row against them.
 
-`fit` reads the vectors of a hash-order sample and writes `centroids.npy` (float32, unit rows). `score` reads vectors,
-one shard at a time, and writes row_id, prototypes (float32) and cluster (int32, the nearest centroid).
+`fit` reads the vectors of a hash-order sample of the rows that screening left, and writes `centroids.npy` (float32,
+unit rows). `score` reads vectors, one shard at a time, and writes row_id, prototypes (float32) and cluster (int32, the
+nearest centroid).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class FitConfig:
     Attributes:
         prototypes: Centroids k; None takes the number of classes, else the root of the rows within 16 ... 50,000.
         labelled: Whether the default k is the number of classes.
+        screened: Whether rows may be excluded; those are neither counted nor fit to, so that repeats weigh nothing.
         seed: Seeds the sample and the k-means start.
         iterations: Lloyd iterations at most.
         sample_bytes: Most bytes of float32 vectors in the sample.
@@ -41,6 +43,7 @@ class FitConfig:
 
     prototypes: int | None = None
     labelled: bool = False
+    screened: bool = False
     seed: int = 0
     iterations: int = 20
     sample_bytes: int = SAMPLE_BYTES
@@ -58,7 +61,7 @@ class FitPrototypes(SetStage):
     """
 
     name: ClassVar[str] = "fit"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     settings: FitConfig
     vectors: str
@@ -72,9 +75,10 @@ class FitPrototypes(SetStage):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The vectors, and the rows where classes count."""
+        """The vectors; the rows where classes count, and the exclusions where there may be some."""
         rows = ("ingest/rows",) if self.settings.labelled and self.vectors != "ingest/rows" else ()
-        return (self.vectors, *rows)
+        excluded = ("screen/excluded",) if self.settings.screened else ()
+        return (self.vectors, *rows, *excluded)
 
     @property
     def platform(self) -> Mapping[str, str]:
@@ -92,13 +96,17 @@ class FitPrototypes(SetStage):
 
         name, _, family = self.vectors.partition("/")
         source, family_ = inputs[name], family or None
-        shards = source.shards(family_)
-        rows = sum(shard.rows for shard in shards)
+        total = sum(shard.rows for shard in source.shards(family_))
+        excluded = inputs["screen"] if self.settings.screened else None
+        if excluded is not None and excluded.manifest.rows == total:
+            excluded = None  # nothing is left to choose from, and the scores are of rows that all go out
+        rows = total - (excluded.manifest.rows if excluded is not None else 0)
         dim = vector_info(next(source.tables(family_, columns=["vector"])).schema.field("vector")).dim
         classes = inputs["ingest"].facts["classes"] if self.settings.labelled else None
         k = min(self.settings.prototypes or default_k(rows, classes=classes), rows)
         size = min(rows, max(k, min(POINTS_PER_CENTROID * k, self.settings.sample_bytes // (4 * dim))))
-        sample = _sample(source, family_, size=size, dim=dim, seed=self.settings.seed, tick=context.tick)
+        ids = _sample_ids(source, family_, excluded, size=size, seed=self.settings.seed)
+        sample = _sample(source, family_, ids, dim=dim, tick=context.tick)
         centroids = fit_prototypes(
             sample, k=k, seed=self.settings.seed, iterations=self.settings.iterations, device=self.device
         )
@@ -108,19 +116,32 @@ class FitPrototypes(SetStage):
         return [CENTROIDS], {"prototypes": k, "sample": size, "dim": dim, "rows": rows}
 
 
-def _sample(source: StageOutput, family: str | None, *, size: int, dim: int, seed: int, tick: Tick) -> Float32:
-    """Vectors of the `size` first rows in hash order, in row_id order, float32 (size, dim)."""
+def _sample_ids(source: StageOutput, family: str | None, excluded: StageOutput | None, *, size: int, seed: int) -> Ids:
+    """The `size` first rows that are not excluded, in a hash order of their own, uint64 (size, 2)."""
+    import pyarrow.compute as pc
+
+    from datapipe.storage.order import seed_for, smallest
+    from datapipe.storage.rowid import ids_from_arrow
+
+    def ids() -> Iterator[Ids]:
+        out = excluded.tables("excluded", columns=["row_id"]) if excluded is not None else None
+        for table in source.tables(family, columns=["row_id"]):
+            column = table["row_id"]
+            if out is not None:
+                column = column.filter(pc.invert(pc.is_in(column, value_set=next(out)["row_id"].combine_chunks())))
+            yield ids_from_arrow(column)
+
+    return smallest(ids(), size, seed_for("fit", seed))
+
+
+def _sample(source: StageOutput, family: str | None, chosen: Ids, *, dim: int, tick: Tick) -> Float32:
+    """Vectors of the chosen rows in row_id order, float32 (rows, dim)."""
     import numpy as np
 
-    from datapipe.storage.order import smallest
     from datapipe.storage.rowid import ids_from_arrow
     from datapipe.storage.vectors import decode
 
-    def ids() -> Iterator[Ids]:
-        for table in source.tables(family, columns=["row_id"]):
-            yield ids_from_arrow(table["row_id"])
-
-    chosen = smallest(ids(), size, seed)
+    size = len(chosen)
     member = set(map(tuple, chosen.tolist()))
     highs = np.sort(chosen[:, 0])
     sample, filled = np.empty((size, dim), np.float32), 0

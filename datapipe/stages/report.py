@@ -77,7 +77,7 @@ class Report(SetStage):
     """
 
     name: ClassVar[str] = "report"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     settings: ReportConfig
 
@@ -145,6 +145,7 @@ class _Gatherer:
             balance=tally.balance(column=settings.label_name or "label"),
             map=self._map(sample),
             matches=self._matches(),
+            matched=self._inputs["screen"].manifest.rows if settings.screened else 0,
             examples=_examples(sample) if settings.texts else (),
         )
 
@@ -201,11 +202,11 @@ class _Gatherer:
         return "text" if self._settings.texts else None
 
     def _wanted(self) -> Ids:
-        from datapipe.storage.order import smallest
+        from datapipe.storage.order import seed_for, smallest
         from datapipe.storage.rowid import ids_from_arrow
 
         ids = (ids_from_arrow(table["row_id"]) for table in self._inputs["score"].tables(columns=["row_id"]))
-        return smallest(ids, SAMPLE_ROWS, self._settings.seed)
+        return smallest(ids, SAMPLE_ROWS, seed_for("report", self._settings.seed))
 
     def _vector_tables(self) -> Iterator[pa.Table] | None:
         if self._settings.vectors is None:
@@ -240,8 +241,8 @@ class _Gatherer:
         found: list[MatchFacts] = []
         rows = self._inputs["ingest"].tables("rows", columns=["row_id", "text"])
         for table in self._inputs["screen"].tables("excluded"):
-            own, shown = next(rows), table.slice(0, SHOWN_MATCHES - len(found))
-            places = pc.index_in(shown["row_id"], value_set=own["row_id"].combine_chunks())
+            own, weakest = next(rows), table.sort_by("similarity").slice(0, SHOWN_MATCHES)
+            places = pc.index_in(weakest["row_id"], value_set=own["row_id"].combine_chunks())
             texts = own["text"].take(places).to_pylist()
             found += [
                 MatchFacts(
@@ -251,10 +252,9 @@ class _Gatherer:
                     row_id=match["row_id"].hex(),
                     similarity=match["similarity"],
                 )
-                for match, text in zip(shown.to_pylist(), texts, strict=True)
+                for match, text in zip(weakest.to_pylist(), texts, strict=True)
             ]
-            if len(found) == SHOWN_MATCHES:
-                break
+            found = sorted(found, key=lambda match: (match.similarity, match.row_id))[:SHOWN_MATCHES]
         return tuple(found)
 
 

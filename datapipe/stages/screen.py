@@ -66,7 +66,7 @@ class Screen(SetStage):
     """
 
     name: ClassVar[str] = "screen"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     settings: ScreenConfig
     vectors: str | None
@@ -103,7 +103,8 @@ class Screen(SetStage):
                 for table in _duplicates(matcher, inputs["ingest"], context.scratch):
                     _add(excluded, table)
             names, counts = _write(excluded, inputs["ingest"], out)
-        return names, {"protected": 0, "duplicate": 0, **counts, "rows": sum(counts.values())}
+        rows = sum(shard.rows for shard in inputs["ingest"].shards("rows"))
+        return names, {"protected": 0, "duplicate": 0, **counts, "rows": rows}
 
     def _protected(self, matcher: _Matcher, inputs: Mapping[str, StageOutput], context: Context) -> Iterator[pa.Table]:
         rows = inputs["ingest"].tables("rows")

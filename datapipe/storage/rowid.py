@@ -38,9 +38,13 @@ def content_digests(batch: pa.RecordBatch | pa.Table) -> Ids:
 def value_digests(column: pa.Array | pa.ChunkedArray) -> Ids:
     """Digest each value of a column that identifies its rows, uint64 (rows, 2); a null like any value.
 
+    A name of digits is the same name as a number and as a string: CSV cannot tell one from the other.
+
     Raises:
         ColumnError: The column is of a type that has no canonical bytes.
     """
+    if pa.types.is_integer(column.type):
+        column = column.cast(pa.string())
     return _stacked([_digests(value_bytes(chunk)) for chunk in _chunks(column)])
 
 

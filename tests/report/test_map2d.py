@@ -62,8 +62,10 @@ def test_umap_gives_the_same_map_on_any_number_of_threads_and_keeps_groups_apart
         one, method = map_2d(vectors, seed=5)
         with threadpool_limits(limits=2):
             two, _ = map_2d(vectors, seed=5)
+        large, _ = map_2d(vectors, seed=2**63 - 1)
     assert method == "UMAP"
     np.testing.assert_array_equal(one, two)
+    assert np.isfinite(large).all()
     np.testing.assert_array_equal(vectors, before)
     centres = np.stack([one[own == group].mean(axis=0) for group in range(3)])
     nearest = np.linalg.norm(one[:, None] - centres[None], axis=2).argmin(axis=1)

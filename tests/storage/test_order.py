@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datapipe.errors import ConfigError
-from datapipe.storage.order import hash_order, smallest
+from datapipe.storage.order import hash_order, seed_for, smallest
 
 words = st.integers(0, 2**64 - 1)
 id_sets = st.lists(st.tuples(words, words), max_size=30, unique=True)
@@ -52,6 +52,14 @@ def test_samples_of_the_same_seed_are_nested() -> None:
     ids = as_ids([(i, i * i) for i in range(200)])
     large = smallest([ids], 60, 5)
     assert (large[:20] == smallest([ids], 20, 5)).all()
+
+
+def test_samples_for_two_purposes_are_independent_of_each_other_and_of_the_seed_itself() -> None:
+    ids = as_ids([(i, i * i) for i in range(4000)])
+    seeds = [5, seed_for("fit", 5), seed_for("report", 5), seed_for("report", 2**64 - 1)]
+    samples = [set(map(tuple, smallest([ids], 1000, seed).tolist())) for seed in seeds]
+    shared = [len(one & other) for place, one in enumerate(samples) for other in samples[:place]]
+    assert all(200 < rows < 300 for rows in shared)
 
 
 def test_no_rows_have_no_order() -> None:

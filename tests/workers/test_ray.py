@@ -124,6 +124,9 @@ def test_a_deployment_ends_where_it_is_removed_and_its_workers_know() -> None:
     assert "there is no deployment short any more" in worker.health().detail
     with pytest.raises(WorkerStoppedError, match="deployment short"):
         worker.run("embed", LONG[:1], model=MODEL, deadline=30)
+    worker.close()
+    with pytest.raises(WorkerStoppedError, match="the worker is closed"):
+        assert worker.models
     with pytest.raises(ConfigError, match="there is no deployment 'short' on this Ray"):
         RayWorker.connect("short")
 

@@ -89,7 +89,7 @@ class RayWorker:
     @property
     def models(self) -> list[str]:
         """Names of the models that the deployment serves."""
-        names: list[str] = self._pool.wait(self._ask(self._handle.models.remote(), None))
+        names: list[str] = self._pool.wait(self._ask(None, "models"))
         return names
 
     def load(self, model: str, *, task: str = "embed") -> RemoteModel:
@@ -99,7 +99,7 @@ class RayWorker:
             ModelError: The deployment does not serve it.
             ConfigError: The task is unknown, or not the model's.
         """
-        found = self._pool.wait(self._ask(self._handle.describe.remote(model, task), None))
+        found = self._pool.wait(self._ask(None, "describe", model, task))
         if "kind" in found:
             raise from_plain(found)
         return RemoteModel(model, found["digest"], found["dim"], found["bits"])
@@ -191,17 +191,16 @@ class RayWorker:
     ) -> list[Result]:
         if isinstance(body, DatapipeError):
             raise body
-        answer = await self._ask(
-            self._handle.run.remote(kind.name, body, model, int(priority), _left(expires)), expires
-        )
+        answer = await self._ask(expires, "run", kind.name, body, model, int(priority), _left(expires))
         if isinstance(answer, bytes):
             return from_arrow(answer, kind.result_schema(), kind.result_type)
         error = from_plain(answer)
         raise shifted(error, first) if isinstance(error, ItemError) else error
 
-    async def _ask(self, response: Any, expires: float | None) -> Any:
+    async def _ask(self, expires: float | None, method: str, *arguments: Any) -> Any:
         """What a replica answers; cancelling it, or a deadline that passes, cancels the call in the replica."""
         with _explained(self._name):
+            response = getattr(self._handle, method).remote(*arguments)
             try:
                 async with asyncio.timeout(_left(expires)):
                     return await response

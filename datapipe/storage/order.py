@@ -46,8 +46,8 @@ def hash_order(ids: Ids, *, seed: int) -> UInt64:
 def seed_for(purpose: str, seed: int) -> int:
     """Return the seed of another random order for a purpose, 0 <= it < 2**64.
 
-    Two draws from one order are nested: a sample drawn by the run's own seed would be the very rows that a random choice
-    keeps. A sample that is to stand for all rows takes an order of its own.
+    Two draws from one order are nested: a sample drawn by the run's own seed would be the very rows that a random
+    choice keeps. A sample that is to stand for all rows takes an order of its own.
     """
     return int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8, key=seed.to_bytes(8, "big")).digest(), "big")
 

@@ -24,7 +24,7 @@ __all__ = ["add_pages", "add_watch_routes"]
 _PAGES = {"/": "page.html", "/docs": "docs.html"}
 _PAGE_HEADERS = {
     "content-security-policy": (
-        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
+        "default-src 'none'; img-src data:; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "x-content-type-options": "nosniff",

@@ -29,8 +29,11 @@ def gpu_slot(limit: str | None) -> AbstractContextManager[None]:
 
 
 def show_run(key: str, *, table: str, report: Path) -> None:
-    """Attach a run's table and a link to its page to the flow run."""
+    """Attach a run's table and a link to its page to the flow run.
+
+    The link goes by the run folder: what stands behind its `current` is replaced by the next run.
+    """
     create_markdown_artifact(key=f"{key}-summary", markdown=table, description="Rows by reason and by stratum.")
     create_link_artifact(
-        key=f"{key}-report", link=report.resolve().as_uri(), link_text="report.html", description="The run's page."
+        key=f"{key}-report", link=report.absolute().as_uri(), link_text="report.html", description="The run's page."
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pytest
 import yaml
+from prefect.client.orchestration import get_client
 from prefect.exceptions import ParameterTypeError
 from prefect.flows import load_flow_from_entrypoint
 from prefect.testing.utilities import prefect_test_harness
@@ -45,6 +46,10 @@ def test_the_flow_writes_the_same_bytes_as_python_and_returns_counts(source: str
     assert counts == {"kept": 50, "over_budget": 150}
     datapipe.curate(source, out=tmp_path / "python", keep=0.25, **options)
     assert contents(tmp_path / "flow") == contents(tmp_path / "python")
+    with get_client(sync_client=True) as client:
+        shown = {artifact["key"]: artifact["data"] for artifact in client.request("POST", "/artifacts/filter").json()}
+    assert "over budget" in shown["curate-summary"]
+    assert (tmp_path / "flow" / "report.html").as_uri() in shown["curate-report"]
 
 
 def test_a_wrong_parameter_fails_the_flow_before_any_stage(source: str, tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def apart(**options: Any) -> dict[str, Any]:
 
 def configs(asked: argparse.Namespace) -> list[dict[str, Any]]:
     """What the command line asks for, one config a measurement."""
-    default = {"assign": 131_072, "stream": 500_000, "select": 10_000_000}[asked.what]
+    default = {"assign": 32_768, "stream": 500_000, "select": 10_000_000}[asked.what]
     sizes = [{"what": asked.what, "rows": rows} for rows in asked.rows or [default]]
     shape = {"dim": asked.dim, "k": asked.k}
     if asked.what == "assign":
@@ -273,10 +273,10 @@ def main() -> None:
     """Measure what the command line asks for and record it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["assign", "stream", "select", "one"])
-    parser.add_argument("--rows", type=int, nargs="+", help="rows of each run; default 131072, 500000, 10000000")
+    parser.add_argument("--rows", type=int, nargs="+", help="rows of each run; default 32768, 500000, 10000000")
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--k", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=9, help="alternations of assign")
+    parser.add_argument("--rounds", type=int, default=41, help="alternations of assign")
     parser.add_argument("--sample", type=int, help="rows that stream fits on; default 64 a prototype")
     parser.add_argument(
         "--folder", type=Path, help="where shards are written and found again; default: a temporary one"

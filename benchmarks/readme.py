@@ -31,6 +31,11 @@ COLUMNS = {
     "gpu_embedding bulk": ["model", "data", "layout", "tokens_per_second", "useful_tflops", "share_of_ceiling"],
     "gpu_embedding online": ["model", "texts", "beside", "variant", "p50_seconds", "p95_seconds"],
     "gpu_embedding worker": ["model", "data", "items", "devices", "tokens_per_second", "share_of_ceiling"],
+    "prototypes": [
+        *("what", "variant", "rows", "dim", "k", "rows_per_s", "rows_per_s_bfloat16", "rows_per_s_scikit_learn"),
+        *("product_gflops", "share_of_product", "share_of_product_bfloat16", "times_scikit_learn"),
+        *("most_times_scikit_learn", "sample", "fit_s", "score_s", "peak_rss_mib"),
+    ],
 }
 """What the README shows of a benchmark; everything where it is not named here."""
 

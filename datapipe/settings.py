@@ -8,8 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+
+from datapipe.errors import ConfigError
 
 if TYPE_CHECKING:
     from datapipe.storage.limits import Limits
@@ -92,3 +94,13 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(None, description="Bearer key of `datapipe serve` and of its clients.")
     serve: ServeSettings = Field(default_factory=ServeSettings)
     ray: RaySettings = Field(default_factory=RaySettings)
+
+    def __init__(self, **values: Any) -> None:
+        """Read the environment. Raises `ConfigError` that names the variable at fault, and never its value."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            faults = [f"DATAPIPE_{'__'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors()]
+            raise ConfigError("; ".join(faults)) from None
+        except SettingsError as error:
+            raise ConfigError(f"the environment's settings cannot be read: {error}") from None

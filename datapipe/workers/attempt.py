@@ -46,11 +46,7 @@ def run_batch(batch: Batch, *, device: int, observer: Observer) -> None:
         tokens=batch.tokens,
         cost=batch.cost,
     )
-    begun = time.monotonic()
     _attempt(batch, device, observer)
-    ended = time.monotonic()
-    for ticket, _ in batch.tickets():
-        ticket.call.computed(begun, ended)
 
 
 @dataclass(frozen=True)
@@ -79,6 +75,7 @@ def _attempt(batch: Batch, device: int, observer: Observer) -> None:
 
 def _try(batch: Batch, device: int) -> _Fault | None:
     replica = batch.call.replicas[device]
+    begun = time.monotonic()
     try:
         raws = _forward(batch, replica.task)
     except DatapipeError as error:
@@ -94,7 +91,9 @@ def _try(batch: Batch, device: int) -> _Fault | None:
         if not memory:
             seen.__cause__ = error
         return _Fault(seen, memory)
+    ended = time.monotonic()
     for ticket, positions in batch.tickets():
+        ticket.call.computed(begun, ended)
         ticket.deliver([batch.entries[position][1] for position in positions], [raws[p] for p in positions])
     return None
 

@@ -122,7 +122,8 @@ class Lanes:
         """What the lanes do."""
         running = [lane for lane in self._lanes if lane.batch is not None]
         waiting = self._batcher.waiting
-        idle = time.monotonic() - self._last_end if running or waiting else 0.0
+        last = max([self._last_end, *(lane.since for lane in running)])
+        idle = time.monotonic() - last if running or waiting else 0.0
         if self._death is not None:
             return Health("dead", self._death, waiting, idle)
         stuck = [lane for lane in running if lane.stuck]

@@ -47,7 +47,7 @@ class Health:
         state: `ok`; `stuck` while a batch runs far too long, until it ends; `dead` and `closed` for ever.
         detail: What happened and what to do, in a sentence; empty where all is well.
         queued: Items that wait for the device.
-        idle_seconds: Seconds since a batch last ended; 0 while nothing waits or runs.
+        idle_seconds: Seconds since a batch last began or ended; 0 while nothing waits or runs.
     """
 
     state: Literal["ok", "stuck", "dead", "closed"]

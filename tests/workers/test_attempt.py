@@ -206,10 +206,11 @@ async def test_a_lane_that_ends_fails_all_who_wait_and_the_worker_is_dead(
 
 
 def test_an_observer_sees_batches_and_the_four_durations_of_a_call(worker: LocalWorker, counted: Counted) -> None:
-    online(worker, EchoItem(5), EchoItem(6))
+    online(worker, EchoItem(5, lambda: threading.Event().wait(0.01)), EchoItem(6))
     [seen] = counted.requests
     durations = [seen[name] for name in ("tokenize", "queue", "inference", "total")]
     assert all(seconds >= 0 for seconds in durations)
+    assert seen["inference"] >= 0.01
     assert sum(durations[:3]) <= durations[3]
     assert (seen["task"], seen["model"], seen["priority"]) == ("echo", "echo", Priority.ONLINE)
     assert counted.batches == [2]

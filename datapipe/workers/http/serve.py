@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
-from pydantic_settings import SettingsError
 
 from datapipe.errors import ConfigError, MissingExtraError
 from datapipe.settings import ServeSettings, Settings
@@ -40,14 +39,11 @@ def read_settings(given: Mapping[str, Any]) -> ServeSettings:
         ConfigError: A value is unknown or out of range; names it, and shows no value.
     """
     try:
-        found = Settings().serve
-        return ServeSettings.model_validate({**found.model_dump(), **given})
+        return ServeSettings.model_validate({**Settings().serve.model_dump(), **given})
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False, include_context=False)
         told = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems)
         raise ConfigError(f"settings that cannot be used: {told}") from None
-    except SettingsError as error:
-        raise ConfigError(str(error)) from None
 
 
 class Server:

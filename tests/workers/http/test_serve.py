@@ -101,8 +101,8 @@ def test_a_signal_while_models_are_loaded_ends_it_too() -> None:
         (["--host", EVERYWHERE], {}, f"others can reach {EVERYWHERE}, and no key is set: set DATAPIPE_API_KEY or"),
         (["--model", "/no/such/folder"], {}, "model /no/such/folder"),
         (["--max-texts", "0"], {}, "settings that cannot be used: max_texts: Input should be greater than or"),
-        ([], {"DATAPIPE_SERVE__MAX_TXTS": "5"}, "settings that cannot be used: serve.max_txts: Extra inputs are"),
-        ([], {"DATAPIPE_SERVE__PORT": KEY}, "settings that cannot be used: serve.port: Input should be a valid"),
+        ([], {"DATAPIPE_SERVE__MAX_TXTS": "5"}, "DATAPIPE_SERVE__MAX_TXTS: Extra inputs are"),
+        ([], {"DATAPIPE_SERVE__PORT": KEY}, "DATAPIPE_SERVE__PORT: Input should be a valid"),
     ],
 )
 def test_what_cannot_be_served_is_one_line_and_exit_1(

@@ -9,19 +9,16 @@ batches depend on other traffic anyway, is cut wherever it has to be.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
-from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit
 
-from datapipe.errors import ConfigError, DatapipeError, ItemError, MissingExtraError, WorkerError
-from datapipe.workers.faults import shifted
+from datapipe.errors import ConfigError, DatapipeError, MissingExtraError, WorkerError
 from datapipe.workers.http.loop import Pool
-from datapipe.workers.http.parts import bodies
+from datapipe.workers.http.parts import bodies, sent
 from datapipe.workers.protocol import Health, Priority
 from datapipe.workers.tasks.lookup import find_task
 from datapipe.workers.wire import from_arrow
@@ -32,7 +29,7 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from datapipe.workers.protocol import Item, Result, Task
+    from datapipe.workers.protocol import Item, Result
 
 __all__ = ["HttpWorker", "RemoteModel"]
 
@@ -188,61 +185,29 @@ class HttpWorker:
     async def _run(
         self, task: str, items: Sequence[Item], model: str, priority: Priority, deadline: float | None
     ) -> list[Result]:
-        kind, expires = find_task(task), None if deadline is None else time.monotonic() + deadline
-        parts = bodies(kind, items, priority=priority, most=self._max_body_bytes)
-        params = {"model": model, "priority": priority.name.lower()}
-        flying: deque[asyncio.Task[list[Result]]] = deque()
-        results: list[Result] = []
-
-        def send() -> None:
-            for first, body in parts:
-                flying.append(asyncio.create_task(self._part(kind, first, body, params, expires)))
-                if len(flying) >= PARTS_AHEAD:
-                    return
-
-        try:
-            send()
-            while flying:
-                results += await flying[0]
-                flying.popleft()
-                send()
-        finally:
-            for part in flying:
-                part.cancel()
-            await asyncio.gather(*flying, return_exceptions=True)
-        return results
-
-    async def _part(
-        self,
-        kind: type[Task],
-        first: int,
-        body: bytes | DatapipeError,
-        params: Mapping[str, str],
-        expires: float | None,
-    ) -> list[Result]:
         from datapipe.workers.http.exchange import Retries, exchange
 
-        if isinstance(body, DatapipeError):
-            raise body
-        try:
+        kind, expires = find_task(task), None if deadline is None else time.monotonic() + deadline
+        params = {"model": model, "priority": priority.name.lower()}
+
+        async def send(body: bytes) -> list[Result]:
             response = await exchange(
                 self._pool.client,
                 "POST",
-                _task_path(kind.name),
+                _task_path(task),
                 expires=expires,
                 retries=Retries(attempts=self._retries),
                 params=params,
                 content=body,
                 headers={"content-type": ARROW},
             )
-        except ItemError as error:
-            raise shifted(error, first) from error
-        try:
-            return from_arrow(response.content, kind.result_schema(), kind.result_type)
-        except ValueError as error:
-            raise WorkerError(
-                f"{self._url} answered with something else than results of {kind.name}: {error}"
-            ) from error
+            try:
+                return from_arrow(response.content, kind.result_schema(), kind.result_type)
+            except ValueError as error:
+                told = f"{self._url} answered with something else than results of {task}: {error}"
+                raise WorkerError(told) from error
+
+        return await sent(bodies(kind, items, priority=priority, most=self._max_body_bytes), send, ahead=PARTS_AHEAD)
 
     async def _get(self, path: str, **params: str) -> Any:
         from datapipe.workers.http.exchange import Retries, exchange

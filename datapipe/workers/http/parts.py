@@ -1,12 +1,14 @@
 """A call's items cut into the bodies of requests.
 
     items -> windows of the task, or fewer items at a time if online -> Arrow -> (place of the first item, body)
+    bodies -> sent, some at a time -> results, in item order
 
 A bulk window is never cut: a worker packs it as a whole, so cutting it would change the bits of its results.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -17,11 +19,11 @@ from datapipe.workers.wire import to_arrow
 from datapipe.workers.worker import WINDOW_ITEMS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from datapipe.workers.protocol import Item, Task
+    from datapipe.workers.protocol import Item, Result, Task
 
-__all__ = ["bodies"]
+__all__ = ["bodies", "sent"]
 
 ONLINE_ITEMS = 1024
 """Items of an online body: what a server takes by default in one request, with room left for others in its queue."""
@@ -70,3 +72,51 @@ def _uncuttable(first: int, end: int, nbytes: int, most: int) -> ConfigError:
         "so cutting them would change the bits of their results: raise max_body_bytes here and "
         "DATAPIPE_SERVE__MAX_TASK_BYTES at the server, or run them as online work"
     )
+
+
+async def sent(
+    parts: Iterator[tuple[int, bytes | DatapipeError]],
+    send: Callable[[bytes], Awaitable[list[Result]]],
+    *,
+    ahead: int,
+) -> list[Result]:
+    """Send bodies, so many at a time, and put their results together in order.
+
+    Args:
+        parts: Of `bodies`.
+        send: Sends one body; gives the results of its items.
+        ahead: Parts that are under way at a time.
+
+    Raises:
+        DatapipeError: Of the first part, in their order, that failed; the others are cancelled. The index of an
+            `ItemError` is its place in the call.
+    """
+
+    async def one(first: int, body: bytes | DatapipeError) -> list[Result]:
+        if isinstance(body, DatapipeError):
+            raise body
+        try:
+            return await send(body)
+        except ItemError as error:
+            raise shifted(error, first) from error.__cause__
+
+    flying: deque[asyncio.Task[list[Result]]] = deque()
+    results: list[Result] = []
+
+    def send_more() -> None:
+        for first, body in parts:
+            flying.append(asyncio.create_task(one(first, body)))
+            if len(flying) >= ahead:
+                return
+
+    try:
+        send_more()
+        while flying:
+            results += await flying[0]
+            flying.popleft()
+            send_more()
+    finally:
+        for part in flying:
+            part.cancel()
+        await asyncio.gather(*flying, return_exceptions=True)
+    return results

@@ -11,23 +11,20 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from datapipe.errors import (
     ConfigError,
-    DatapipeError,
     DeadlineError,
-    ItemError,
     OverloadedError,
     WorkerError,
     WorkerStoppedError,
 )
-from datapipe.workers.faults import from_plain, shifted
+from datapipe.workers.faults import from_plain
 from datapipe.workers.http.client import RemoteModel
 from datapipe.workers.http.loop import Pool
-from datapipe.workers.http.parts import bodies
+from datapipe.workers.http.parts import bodies, sent
 from datapipe.workers.protocol import Health, Priority
 from datapipe.workers.ray.cluster import Cluster, serve_api
 from datapipe.workers.tasks.lookup import find_task
@@ -37,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import TracebackType
 
-    from datapipe.workers.protocol import Item, Result, Task
+    from datapipe.workers.protocol import Item, Result
 
 __all__ = ["RayWorker"]
 
@@ -158,44 +155,14 @@ class RayWorker:
         self, task: str, items: Sequence[Item], model: str, priority: Priority, deadline: float | None
     ) -> list[Result]:
         kind, expires = find_task(task), None if deadline is None else time.monotonic() + deadline
-        parts = bodies(kind, items, priority=priority, most=sys.maxsize)
-        flying: deque[asyncio.Task[list[Result]]] = deque()
-        results: list[Result] = []
 
-        def send() -> None:
-            for first, body in parts:
-                flying.append(asyncio.create_task(self._part(kind, first, body, model, priority, expires)))
-                if len(flying) >= PARTS_AHEAD:
-                    return
+        async def send(body: bytes) -> list[Result]:
+            answer = await self._ask(expires, "run", task, body, model, int(priority), _left(expires))
+            if isinstance(answer, bytes):
+                return from_arrow(answer, kind.result_schema(), kind.result_type)
+            raise from_plain(answer)
 
-        try:
-            send()
-            while flying:
-                results += await flying[0]
-                flying.popleft()
-                send()
-        finally:
-            for part in flying:
-                part.cancel()
-            await asyncio.gather(*flying, return_exceptions=True)
-        return results
-
-    async def _part(
-        self,
-        kind: type[Task],
-        first: int,
-        body: bytes | DatapipeError,
-        model: str,
-        priority: Priority,
-        expires: float | None,
-    ) -> list[Result]:
-        if isinstance(body, DatapipeError):
-            raise body
-        answer = await self._ask(expires, "run", kind.name, body, model, int(priority), _left(expires))
-        if isinstance(answer, bytes):
-            return from_arrow(answer, kind.result_schema(), kind.result_type)
-        error = from_plain(answer)
-        raise shifted(error, first) if isinstance(error, ItemError) else error
+        return await sent(bodies(kind, items, priority=priority, most=sys.maxsize), send, ahead=PARTS_AHEAD)
 
     async def _ask(self, expires: float | None, method: str, *arguments: Any) -> Any:
         """What a replica answers; cancelling it, or a deadline that passes, cancels the call in the replica."""

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from datapipe.errors import DeadlineError, OverloadedError, WorkerError, WorkerStoppedError
 from datapipe.workers.http.route import Route
-from datapipe.workers.protocol import Health, Priority
+from datapipe.workers.protocol import Priority
 from datapipe.workers.spec import ModelSpec
 from datapipe.workers.tasks.embed import TextItem
 from datapipe.workers.worker import LocalWorker
@@ -317,6 +317,6 @@ async def test_every_answer_names_its_request_in_the_log(app: FastAPI, caplog: p
 
 
 async def test_the_tests_stand_on_a_real_worker(worker: LocalWorker) -> None:
-    assert worker.health() == Health("ok", "", 0, 0.0)
+    assert worker.health().state == "ok"
     (result,) = await worker.arun("embed", [TextItem(json.dumps("a"))], model=PRECISE.name)
     assert result.vector.shape == (384,)

@@ -298,13 +298,16 @@ class DynamicBatcher:
         return True
 
     def _sealed(self, now: float) -> Batch | None:
-        while self._bulk and not self._lives(self._bulk[0], now):
-            self._bulk.popleft()
-        if not self._bulk:
+        if not self._bulk_waits(now):
             return None
         if self._credit < self._bulk[0].cost and self._online_waits(now):
             return None
         return self._bulk.popleft()
+
+    def _bulk_waits(self, now: float) -> bool:
+        while self._bulk and not self._lives(self._bulk[0], now):
+            self._bulk.popleft()
+        return bool(self._bulk)
 
     def _online_waits(self, now: float) -> bool:
         return any(
@@ -315,7 +318,7 @@ class DynamicBatcher:
         """Online tokens earn bulk its share while it waits; bulk that goes before online spends it."""
         limits = self.limits
         if batch.priority is Priority.ONLINE:
-            if self._bulk:
+            if self._bulk_waits(self._clock()):
                 earned = batch.cost * limits.bulk_share / (1 - limits.bulk_share)
                 self._credit = min(self._credit + earned, max(limits.token_budget, self._bulk[0].cost))
             self._wake_bulk()

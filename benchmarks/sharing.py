@@ -7,9 +7,11 @@ The bulk job embeds texts of mixed lengths without pause. The online traffic is 
 random (exponential gaps) at 15 % of what the worker answers when it has nothing else to do. Every way runs the same
 arrivals, in turns, `--rounds` times: online alone, bulk alone, and both together in
 
-    shared        one worker; bulk lanes give way to online lanes (the default)
-    no give way   the same worker, its lanes left to the scheduler as equals
-    two processes the naive way: the bulk job in a process of its own, with a model of its own
+    shared            one worker; bulk lanes give way to online lanes, online items linger (the default)
+    no linger         the same worker, online items never wait for company
+    one online lane   the same, and one online batch at a time, so that company gathers behind it
+    no give way       lanes left to the scheduler as equals
+    two processes     the naive way: the bulk job in a process of its own, with a model of its own
 
 A latency is from the moment a question was due to its answer. `times_alone_p95` is the median over the rounds of p95
 together over p95 alone. Memory is that of one fresh process which has run both kinds, or of two that have run one each.
@@ -26,7 +28,8 @@ import random
 import statistics
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partialmethod
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,10 +46,10 @@ from datapipe.workers.lanes import Lanes
 from datapipe.workers.observe import Unobserved
 from datapipe.workers.protocol import Priority
 from datapipe.workers.tasks.embed import TextItem
-from datapipe.workers.worker import LocalWorker
+from datapipe.workers.worker import LINGER, LocalWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.synchronize import Event
 
 NAME = "sharing"
@@ -162,9 +165,9 @@ def footprint(device: str, texts: Sequence[str], *processes: list[Priority]) -> 
 class Shared:
     """Both kinds on one worker."""
 
-    def __init__(self, device: str, texts: Sequence[str]) -> None:
+    def __init__(self, device: str, texts: Sequence[str], *, linger: float | None = None) -> None:
         self._counter, self._texts = Counter(), texts
-        self.worker = LocalWorker(device=device, observer=self._counter)
+        self.worker = LocalWorker(device=device, observer=self._counter, linger=linger)
 
     def begin(self) -> None:
         self._bulk = Bulk(self.worker, self._texts)
@@ -203,6 +206,17 @@ class TwoProcesses:
         self._process.join()
 
 
+def only_the_first(lanes: Lanes, work: Callable[[Lanes, Any], None], lane: Any) -> None:
+    """Let an online lane end at once unless it is the first of its device."""
+    if lane.priority is Priority.BULK or lane.number == lane.device:
+        work(lanes, lane)
+
+
+def without(name: str) -> AbstractContextManager[Any]:
+    """What is switched off in the worker while a way runs."""
+    return mock.patch.object(Lanes, "give_way") if name == "no give way" else nullcontext()
+
+
 def together(way: Shared | TwoProcesses, questions: Iterator[str], gaps: Sequence[float]) -> Row:
     """Online traffic beside the bulk job."""
     way.begin()
@@ -227,18 +241,28 @@ def bulk_alone(way: Shared, seconds: float) -> float:
 
 def measure(device: str, *, rounds: int, seconds: float) -> None:
     """Run all ways in turns and record a row for each."""
-    config = {"device": device, "share_offered": SHARE, "rounds": rounds, "seconds": seconds, "slice": SLICE}
-    names = ("shared", "no give way", "two processes")
+    config = {
+        "device": device,
+        "share_offered": SHARE,
+        "rounds": rounds,
+        "seconds": seconds,
+        "slice": SLICE,
+        "linger": LINGER[device],
+    }
+    names = ("shared", "no linger", "one online lane", "no give way", "two processes")
     if all(finished(NAME, {**config, "way": name}) for name in names):
         print("measured already")
         return
     texts = data_sets(12_000)
     questions = cycle(texts["banking77"])
     bulk_texts = texts["mixed"]
-    shared, equal, lone = Shared(device, bulk_texts), Shared(device, bulk_texts), TwoProcesses(device, bulk_texts)
-    ways: dict[str, Shared | TwoProcesses] = dict(zip(names, (shared, equal, lone), strict=True))
+    shared = Shared(device, bulk_texts)
+    ways: dict[str, Shared | TwoProcesses] = {"shared": shared}
+    ways |= {name: Shared(device, bulk_texts, linger=0.0) for name in names[1:4]}
+    ways["two processes"] = TwoProcesses(device, bulk_texts)
     for name, way in ways.items():
-        with mock.patch.object(Lanes, "give_way") if name == "no give way" else nullcontext():
+        patch = mock.patch.object(Lanes, "_work", partialmethod(only_the_first, Lanes._work))  # noqa: SLF001
+        with without(name), patch if name == "one online lane" else nullcontext():
             asyncio.run(capacity(way.worker, questions, clients=4, seconds=1.0))
     most = asyncio.run(capacity(shared.worker, questions, clients=64, seconds=4.0))
     found: dict[str, list[Row]] = {name: [] for name in ways}
@@ -248,7 +272,7 @@ def measure(device: str, *, rounds: int, seconds: float) -> None:
         alone = np.percentile(asyncio.run(ask(shared.worker, questions, gaps)), [50, 95])
         solo = bulk_alone(shared, seconds / 2)
         for name, way in ways.items():
-            with mock.patch.object(Lanes, "give_way") if name == "no give way" else nullcontext():
+            with without(name):
                 row = together(way, questions, gaps)
             found[name].append({**row, "alone": alone, "solo": solo})
     for way in ways.values():

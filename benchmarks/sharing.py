@@ -7,11 +7,14 @@ The bulk job embeds texts of mixed lengths without pause. The online traffic is 
 random (exponential gaps) at 15 % of what the worker answers when it has nothing else to do. Every way runs the same
 arrivals, in turns, `--rounds` times: online alone, bulk alone, and both together in
 
-    shared            one worker; bulk lanes give way to online lanes, online items linger (the default)
-    no linger         the same worker, online items never wait for company
+    shared            one worker; bulk lanes give way to online lanes (the default)
     one online lane   the same, and one online batch at a time, so that company gathers behind it
     no give way       lanes left to the scheduler as equals
     two processes     the naive way: the bulk job in a process of its own, with a model of its own
+
+The row `linger` was measured at the commit that it names: online items waited for company as long as a batch takes.
+What online work takes from bulk work at the least, seconds of a core for each question by the questions that share a
+batch, goes to `sharing_cost.json`.
 
 A latency is from the moment a question was due to its answer. `times_alone_p95` is the median over the rounds of p95
 together over p95 alone. Memory is that of one fresh process which has run both kinds, or of two that have run one each.
@@ -46,7 +49,7 @@ from datapipe.workers.lanes import Lanes
 from datapipe.workers.observe import Unobserved
 from datapipe.workers.protocol import Priority
 from datapipe.workers.tasks.embed import TextItem
-from datapipe.workers.worker import LINGER, LocalWorker
+from datapipe.workers.worker import LocalWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -165,9 +168,9 @@ def footprint(device: str, texts: Sequence[str], *processes: list[Priority]) -> 
 class Shared:
     """Both kinds on one worker."""
 
-    def __init__(self, device: str, texts: Sequence[str], *, linger: float | None = None) -> None:
+    def __init__(self, device: str, texts: Sequence[str]) -> None:
         self._counter, self._texts = Counter(), texts
-        self.worker = LocalWorker(device=device, observer=self._counter, linger=linger)
+        self.worker = LocalWorker(device=device, observer=self._counter)
 
     def begin(self) -> None:
         self._bulk = Bulk(self.worker, self._texts)
@@ -247,9 +250,8 @@ def measure(device: str, *, rounds: int, seconds: float) -> None:
         "rounds": rounds,
         "seconds": seconds,
         "slice": SLICE,
-        "linger": LINGER[device],
     }
-    names = ("shared", "no linger", "one online lane", "no give way", "two processes")
+    names = ("shared", "one online lane", "no give way", "two processes")
     if all(finished(NAME, {**config, "way": name}) for name in names):
         print("measured already")
         return
@@ -258,7 +260,7 @@ def measure(device: str, *, rounds: int, seconds: float) -> None:
     bulk_texts = texts["mixed"]
     shared = Shared(device, bulk_texts)
     ways: dict[str, Shared | TwoProcesses] = {"shared": shared}
-    ways |= {name: Shared(device, bulk_texts, linger=0.0) for name in names[1:4]}
+    ways |= {name: Shared(device, bulk_texts) for name in names[1:3]}
     ways["two processes"] = TwoProcesses(device, bulk_texts)
     for name, way in ways.items():
         patch = mock.patch.object(Lanes, "_work", partialmethod(only_the_first, Lanes._work))  # noqa: SLF001
@@ -301,6 +303,24 @@ def measure(device: str, *, rounds: int, seconds: float) -> None:
         print(json.dumps(record(NAME, row, {**config, "way": name}) | {"versions": None}, indent=1))
 
 
+def cost(device: str) -> None:
+    """Record what a question costs in batches of several sizes, one batch at a time, with nothing beside it."""
+    texts = data_sets(2_000)["banking77"]
+    with LocalWorker(device=device) as worker:
+        for together in (1, 2, 4, 8, 16, 64):
+            slices = [texts[start : start + together] for start in range(0, min(len(texts), 64 * together), together)]
+            wall = core = 0.0
+            for part in (slices[:8], slices):
+                begun, used = time.perf_counter(), time.process_time()
+                for questions in part:
+                    items = [TextItem(text) for text in questions]
+                    worker.run("embed", items, model="default", priority=Priority.ONLINE)
+                number = sum(map(len, part))
+                wall, core = (time.perf_counter() - begun) / number, (time.process_time() - used) / number
+            row = {"core_ms_per_question": 1e3 * core, "wall_ms_per_question": 1e3 * wall}
+            record(f"{NAME}_cost", row, {"device": device, "questions_a_batch": together})
+
+
 def main() -> None:
     """Measure, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -310,6 +330,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     if not arguments.table:
+        cost(arguments.device)
         measure(arguments.device, rounds=arguments.rounds, seconds=arguments.seconds)
     print(table(NAME, COLUMNS))
 

@@ -7,8 +7,7 @@ Online items of any callers share batches. A batch leaves as soon as a lane is f
 to `window_tokens`, make a window, which is packed by length and served whole before the next is made, so nothing waits
 longer than the window before its own. Bulk batches are sealed when they are submitted and never mixed with other
 traffic, so their bits depend on the call alone. While online items wait, no bulk batch begins, except for a share of
-the tokens (`bulk_share`), so bulk is never starved. Where online batches take the processor from bulk work, online
-items may wait for company (`linger`): two small batches cost more than one.
+the tokens (`bulk_share`), so bulk is never starved.
 
 No threads and no devices here: lanes call `take` and run what they get. Raises `OverloadedError` where the worker is
 full, `WorkerStoppedError` once it is closed or dead.
@@ -37,9 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "BatchLimits", "DynamicBatcher"]
 
-_NEWEST = 0.2
-"""Weight of the newest batch in the moving mean of seconds a batch."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class BatchLimits:
@@ -54,8 +50,6 @@ class BatchLimits:
         online_items: Online items in the worker at a time, the computing ones too; above it calls are refused.
         bulk_items: Bulk items in flight at a time; above it calls are refused.
         bulk_share: Share of the tokens that bulk work gets at least while both kinds wait, 0 <= share < 1.
-        linger: While bulk calls are in the worker, how long online items wait for others to fill `spread_tokens`, in
-            multiples of the time that recent online batches took to compute, >= 0.
     """
 
     token_budget: int
@@ -66,7 +60,6 @@ class BatchLimits:
     online_items: int = 4096
     bulk_items: int = 1 << 18
     bulk_share: float = 0.1
-    linger: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +67,6 @@ class _Entry:
     ticket: Ticket
     place: int
     arrived: int
-    at: float
 
     @property
     def length(self) -> int:
@@ -151,7 +143,6 @@ class DynamicBatcher:
         self._waiting = dict.fromkeys(Priority, 0)
         self._admitted = dict.fromkeys(Priority, 0)
         self._credit = 0.0
-        self._batch_seconds = 0.0
         self._stopped: Callable[[], WorkerStoppedError] | None = None
 
     @property
@@ -201,9 +192,8 @@ class DynamicBatcher:
                 self._bulk += sealed
             else:
                 stream = self._streams.setdefault(call.key, deque())
-                now = self._clock()
                 for place in range(len(ticket.lengths)):
-                    stream.append(_Entry(ticket, place, self._arrivals, now))
+                    stream.append(_Entry(ticket, place, self._arrivals))
                     self._arrivals += 1
             self._changed[call.priority].notify(max(1, len(sealed)))
             self._observer.queue(self.waiting)
@@ -213,29 +203,21 @@ class DynamicBatcher:
 
         Items whose call is over or whose deadline has passed are dropped here, and their callers told.
         """
-        end = None if timeout is None else time.monotonic() + timeout
         with self._lock:
-            while True:
-                now = self._clock()
-                pause = self._company(now) if priority is Priority.ONLINE else None
-                batch = None if pause else self._next(priority, now)
-                if batch is not None or self._stopped is not None:
-                    break
-                left = None if end is None else end - time.monotonic()
-                if left is not None and left <= 0:
-                    return None
-                self._changed[priority].wait(min((seconds for seconds in (pause, left) if seconds), default=None))
+            batch: Batch | None = None
+
+            def found() -> bool:
+                nonlocal batch
+                batch = self._online(self._clock()) if priority is Priority.ONLINE else self._sealed(self._clock())
+                return batch is not None or self._stopped is not None
+
+            self._changed[priority].wait_for(found, timeout)
             if batch is None:
                 return None
             self._waiting[priority] -= len(batch.entries)
             self._account(batch)
             self._observer.queue(self.waiting)
             return batch
-
-    def ran(self, batch: Batch, seconds: float) -> None:
-        """Say how long a batch took to compute."""
-        if batch.priority is Priority.ONLINE:
-            self._batch_seconds += _NEWEST * (seconds - self._batch_seconds)
 
     def drop(self, call: Call) -> None:
         """Take what waits of a call off the queue; what runs, runs on."""
@@ -277,22 +259,6 @@ class DynamicBatcher:
     def _refuse_if_stopped(self) -> None:
         if self._stopped is not None:
             raise self._stopped()
-
-    def _next(self, priority: Priority, now: float) -> Batch | None:
-        return self._online(now) if priority is Priority.ONLINE else self._sealed(now)
-
-    def _company(self, now: float) -> float | None:
-        """Seconds that online items still wait for others; None if a batch may leave now, or nothing waits."""
-        heads = [stream[0] for stream in self._streams.values() if stream]
-        if self._ready or not heads or not self._admitted[Priority.BULK] or self._stopped is not None:
-            return None
-        oldest = min(heads, key=lambda entry: entry.arrived)
-        stream = self._streams[oldest.ticket.call.key]
-        if sum(entry.length for entry in stream) >= self.limits.spread_tokens:
-            return None
-        leaves = oldest.at + self.limits.linger * self._batch_seconds
-        expires = oldest.ticket.call.expires
-        return max(0.0, (leaves if expires is None else min(leaves, expires)) - now) or None
 
     def _online(self, now: float) -> Batch | None:
         while True:

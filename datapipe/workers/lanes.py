@@ -178,7 +178,6 @@ class Lanes:
         while (batch := self._batcher.take(lane.priority)) is not None:
             lane.since, lane.batch = time.monotonic(), batch
             run_batch(batch, device=lane.device, observer=self._observer)
-            self._batcher.ran(batch, time.monotonic() - lane.since)
             with self._lock:
                 self._last_end = time.monotonic()
                 lane.batch, lane.stuck = None, False

@@ -44,9 +44,6 @@ TOKEN_BUDGET = {"cpu": 2048, "cuda": 65_536}
 SPREAD_TOKENS = {"cpu": 256, "cuda": 16_384}
 """Online batches smaller than this gain nothing from a second lane."""
 
-LINGER = {"cpu": 1.0, "cuda": 0.0}
-"""How long online items wait for company beside bulk work, in batches. A GPU runs a small batch beside the bulk one."""
-
 WINDOW_BUDGETS = 8
 """Full batches in a window of online items: enough to find items of one length, few enough that none waits long."""
 
@@ -74,9 +71,6 @@ class LocalWorker:
         memory_bytes: What the loaded models may hold together on a device.
         queue_items: Online items in the worker at a time; above it calls are refused with `OverloadedError`.
         bulk_share: Share of the tokens that bulk work gets at least while online items wait, 0 <= share < 1.
-        linger: While bulk calls are in the worker, how long online items wait for others to share their batch, in
-            multiples of the time that recent online batches took. More leaves more of the processor to bulk work, 0
-            answers at once. None takes 1 on the CPU, where small batches are dear, and 0 on CUDA.
         stuck_seconds: How long a batch may run before its callers are told that the worker is stuck.
         observer: Told of batches, durations and failures.
 
@@ -95,7 +89,6 @@ class LocalWorker:
         memory_bytes: int = MEMORY_BYTES,
         queue_items: int = 4096,
         bulk_share: float = 0.1,
-        linger: float | None = None,
         stuck_seconds: float = STUCK_SECONDS,
         observer: Observer | None = None,
     ) -> None:
@@ -107,8 +100,6 @@ class LocalWorker:
             raise ConfigError(
                 f"the 'bulk_share' parameter of LocalWorker must be at least 0 and below 1. Got {bulk_share}"
             )
-        if linger is not None and not linger >= 0:
-            raise ConfigError(f"the 'linger' parameter of LocalWorker must be at least 0. Got {linger}")
         if not stuck_seconds > 0:
             raise ConfigError(f"the 'stuck_seconds' parameter of LocalWorker must be above 0. Got {stuck_seconds}")
         self._devices = resolve_devices(device)
@@ -124,7 +115,6 @@ class LocalWorker:
             online_lanes=lanes_of(self._devices, threads),
             online_items=queue_items,
             bulk_share=bulk_share,
-            linger=LINGER[kind] if linger is None else linger,
         )
         self._batcher = DynamicBatcher(self._limits, observer=self._observer)
         self._registry = ModelRegistry(models, memory_bytes=memory_bytes)

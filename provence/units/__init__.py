@@ -1,0 +1,1 @@
+"""Texts to units with exact character offsets."""

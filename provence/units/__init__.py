@@ -1,1 +1,28 @@
-"""Texts to units with exact character offsets."""
+"""Text to units: sentences, headings, list items, table rows, blocks of code, values, lines, with exact offsets.
+
+    split(text, kind) -> detect (if `auto`) -> prose | markdown | code | structured | lines -> list[Unit]
+
+Every reader takes time in proportion to the text and reads any text. See `Unit` for what holds for all.
+"""
+
+from __future__ import annotations
+
+from datapipe.errors import ConfigError
+from provence.units.prose import add_prose
+from provence.units.spans import Collector
+from provence.units.unit import TEXT_KINDS, TextKind, Unit, UnitKind
+
+__all__ = ["TextKind", "Unit", "UnitKind", "split"]
+
+
+def split(text: str, *, kind: TextKind = "auto") -> list[Unit]:
+    """Cut a text into units, in order, none longer than 1,200 characters.
+
+    Raises:
+        ConfigError: There is no such kind.
+    """
+    if kind not in TEXT_KINDS:
+        raise ConfigError(f"kind is {kind!r}: a text is read as one of {', '.join(TEXT_KINDS)}")
+    to = Collector(text)
+    add_prose(to, 0, len(text), None)
+    return to.units

@@ -1,0 +1,104 @@
+"""Spans of a text: without white space at their ends, and none so long that pruning cannot choose.
+
+    (start, end) -> trim -> cut at line, clause or word ends -> Collector.add -> Unit, Unit, ...
+
+All of it takes time in proportion to the text. Nothing here raises.
+"""
+
+# ruff: noqa: RUF001  # the marks of many scripts look alike
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import TYPE_CHECKING
+
+from provence.units.unit import Unit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from provence.units.unit import UnitKind
+
+__all__ = ["LONGEST", "Collector", "lines", "pieces", "trim"]
+
+LONGEST = 1200
+"""Characters that a unit has at most."""
+
+Span = tuple[int, int]
+
+_SPACE = re.compile(r"\s*+")
+_LINE_END = re.compile(r"\r\n|\n|\r")
+_LAST_LINE_END = re.compile(r".*[\r\n]", re.DOTALL)
+_LAST_CLAUSE_END = re.compile(r".*(?:[;:,)\]}—–،؛]\s|[;{}])", re.DOTALL)
+_LAST_WIDE_CLAUSE_END = re.compile(r".*[、，；：]", re.DOTALL)
+_LAST_SPACE = re.compile(r".*\s", re.DOTALL)
+_JOINERS = "\u200d\ufe0e\ufe0f"
+
+
+def trim(text: str, start: int, end: int) -> Span:
+    """The span without the white space at its ends; start == end if nothing is left."""
+    start = _SPACE.match(text, start, end).end()  # type: ignore[union-attr]  # it matches everywhere
+    return (start, start + len(text[start:end].rstrip())) if start < end else (end, end)
+
+
+def lines(text: str, start: int, end: int) -> Iterator[Span]:
+    r"""Lines with neither their end (\n, \r\n or \r) nor their indent taken off; empty ones too."""
+    at = start
+    for found in _LINE_END.finditer(text, start, end):
+        yield at, found.start()
+        at = found.end()
+    yield at, end
+
+
+def pieces(text: str, start: int, end: int, *, by_line: bool) -> Iterator[Span]:
+    """The trimmed span in parts of at most `LONGEST` characters, cut at line (if `by_line`), clause or word ends.
+
+    Where none lies in the second half of what may stay together, the cut falls between two characters; not before a
+    combining mark or joiner, unless more than 32 of them follow each other.
+    """
+    start, end = trim(text, start, end)
+    while end - start > LONGEST:
+        cut = _cut(text, start, by_line=by_line)
+        yield trim(text, start, cut)
+        start, _ = trim(text, cut, end)
+    if start < end:
+        yield start, end
+
+
+def _cut(text: str, start: int, *, by_line: bool) -> int:
+    low, high = start + LONGEST // 2, start + LONGEST
+    patterns = (_LAST_CLAUSE_END, _LAST_WIDE_CLAUSE_END, _LAST_SPACE)
+    for pattern in (_LAST_LINE_END, *patterns) if by_line else patterns:
+        if found := pattern.match(text, low, high):
+            return found.end()
+    cut = high
+    while cut > high - 32 and (
+        unicodedata.combining(text[cut]) or text[cut] in _JOINERS or text[cut - 1] == _JOINERS[0]
+    ):
+        cut -= 1
+    return cut
+
+
+class Collector:
+    """Gathers the units of one text, in order.
+
+    Attributes:
+        text: The whole text.
+        units: What was gathered so far.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.units: list[Unit] = []
+
+    def add(self, start: int, end: int, kind: UnitKind, parent: int | None = None) -> int | None:
+        """Gather a span; its place, or None if it is white space only.
+
+        A span of more than `LONGEST` characters becomes several units, of which the first is the parent of the others.
+        """
+        place = None
+        for begin, stop in pieces(self.text, start, end, by_line=True):
+            self.units.append(Unit(begin, stop, kind, parent if place is None else place))
+            place = len(self.units) - 1 if place is None else place
+        return place

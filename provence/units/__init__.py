@@ -8,8 +8,13 @@ Every reader takes time in proportion to the text and reads any text. See `Unit`
 from __future__ import annotations
 
 from datapipe.errors import ConfigError
+from provence.units.code import add_code
+from provence.units.detect import detect
+from provence.units.lines import add_log
+from provence.units.markdown import add_markdown
 from provence.units.prose import add_prose
 from provence.units.spans import Collector
+from provence.units.structured import add_json
 from provence.units.unit import TEXT_KINDS, TextKind, Unit, UnitKind
 
 __all__ = ["TextKind", "Unit", "UnitKind", "split"]
@@ -24,5 +29,15 @@ def split(text: str, *, kind: TextKind = "auto") -> list[Unit]:
     if kind not in TEXT_KINDS:
         raise ConfigError(f"kind is {kind!r}: a text is read as one of {', '.join(TEXT_KINDS)}")
     to = Collector(text)
-    add_prose(to, 0, len(text), None)
+    match detect(text) if kind == "auto" else kind:
+        case "markdown":
+            add_markdown(to, 0, len(text))
+        case "code":
+            add_code(to, 0, len(text))
+        case "json":
+            add_json(to, 0, len(text))
+        case "log":
+            add_log(to, 0, len(text))
+        case _:
+            add_prose(to, 0, len(text), None)
     return to.units

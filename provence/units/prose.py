@@ -40,10 +40,12 @@ __all__ = ["add_prose", "sentences"]
 
 _PARAGRAPH = re.compile(r"[\f\u2029]|(?:\r\n?+|[\n\u2028])[^\S\r\n\u2028]*+(?:\r\n?+|[\n\u2028])")
 _LINE = re.compile(r"[^\r\n\u2028]++")
-_BULLET = re.compile(r"(?:[-*+•‣◦▪·●○–—]|[(\[]?\d{1,3}[.)\]]|\(?[A-Za-z]\))\s")
+_BULLET = re.compile(r"(?:[-*+•‣◦▪·●○–—]|\(?[A-Za-z]\))\s")
+_NUMBER = re.compile(r"[(\[]?\d{1,3}[.)\]]\s")
+_FIRST_NUMBER = re.compile(r"[(\[]?1[.)\]]\s")
 _CANDIDATE = re.compile(
     rf"([{SPACED_END}{WIDE_END}]++)"
-    rf"((?:[{re.escape(CLOSERS)}]|[ \u00a0\u202f][»›])*+(?:\[[^\[\]\r\n]{{1,20}}\])*+)"
+    rf"((?:[{re.escape(CLOSERS)}]|[ \u00a0\u202f](?:[»›]|'')(?!\S))*+(?:\[[^\[\]\r\n]{{1,20}}\])*+)"
     r"(\s*+)"
 )
 _NEXT = re.compile(rf"[\s{re.escape(OPENERS)}–—-]*+((\w?)(\w?)\w{{0,30}}+)(.?)", re.DOTALL)
@@ -89,9 +91,10 @@ def _unwrapped(text: str, start: int, end: int) -> Iterator[Span]:
     start, end = trim(text, start, end)
     rows = [trim(text, *found.span()) for found in _LINE.finditer(text, start, end)]
     width = max((stop - begin for begin, stop in rows), default=0)
+    listed = any(_FIRST_NUMBER.match(text, *row) for row in rows)
     at = start
     for row, following in pairwise(rows):
-        if _ends_on_purpose(text, row, following, width):
+        if _ends_on_purpose(text, row, following, width) or (listed and _NUMBER.match(text, *following)):
             yield at, row[1]
             at = following[0]
     if at < end:

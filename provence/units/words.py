@@ -44,8 +44,8 @@ DOES_NOT_END = _words(
 
 NEEDS_NUMBER = _words(
     """
-    no nos nr num ref refs n° núm vol vols p pp pg pgs sec secs sect ch chap art arts para paras pt pts ex exs tab tbl app div
-    ed eds bd bde abb abs anm kap s f ff nº op ver rev v cap
+    no nos nr num ref refs n° núm vol vols p pp pg pgs sec secs sect ch chap art arts para paras pt pts ex exs tab tbl
+    app div ed eds bd bde abb abs anm kap s f ff nº op ver rev v cap
     """
 )
 """Abbreviations after which the sentence goes on if a number or a Roman numeral follows."""

@@ -19,7 +19,7 @@ from datapipe.errors import ConfigError
 from provence.evaluation.sets import hash_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from datapipe.storage.arrays import Bool, Float64, Int32, Int64
     from provence.evaluation.sets import Example
@@ -28,6 +28,7 @@ __all__ = [
     "LIMIT",
     "OTHERS",
     "PROTOCOL",
+    "Joint",
     "Outcome",
     "Passage",
     "PassageScores",
@@ -90,15 +91,15 @@ class PassageScores:
 
 
 class Scorer(Protocol):
-    """A pruner, or what it must beat.
+    """A pruner, or what it must beat."""
 
-    Attributes:
-        name: In the report.
-        threshold: Its own threshold; sentences with a score of at least it are kept. None if it has none.
-    """
+    @property
+    def name(self) -> str:
+        """In the report."""
 
-    name: str
-    threshold: float | None
+    @property
+    def threshold(self) -> float | None:
+        """Its own threshold, once it has scored: sentences with at least this score are kept. None if it has none."""
 
     def score(self, passages: Sequence[Passage]) -> Iterable[PassageScores]:
         """Scores of all passages of a set, in their order; what is counted a set, such as idf, is counted over them."""
@@ -199,11 +200,36 @@ def joined(passages: Sequence[Passage], *, limit: float | None = None, separator
     return [*texts, _join(group, separator)] if group else texts
 
 
+class Joint:
+    """A scorer that is shown the passages of a question together, as `joined` puts them.
+
+    The figures compare with those of the scorer alone: the sentences are the same. A passage ranks by its best
+    sentence, for a shared text has one relevance score only.
+
+    Args:
+        scorer: Sees the shared texts.
+        limit: Estimated tokens of a text; None shows all passages of a question in one.
+    """
+
+    def __init__(self, scorer: Scorer, *, limit: float | None = None) -> None:
+        self.name = f"{scorer.name}_joint"
+        self._scorer, self._limit = scorer, limit
+
+    @property
+    def threshold(self) -> float | None:
+        """That of the scorer."""
+        return self._scorer.threshold
+
+    def score(self, passages: Sequence[Passage]) -> Iterator[PassageScores]:
+        """Scores of the single passages, in their order."""
+        texts = joined(passages, limit=self._limit)
+        for text, scored in zip(texts, self._scorer.score(texts), strict=True):
+            for part in np.split(np.asarray(scored.probabilities, dtype=np.float64), np.cumsum(text.parts)[:-1]):
+                yield PassageScores(part, float(part.max()))
+
+
 def outcome_of(passages: Sequence[Passage], scores: Iterable[PassageScores], examples: Sequence[Example]) -> Outcome:
     """Lay the scores of a set's passages flat.
-
-    A joined text counts as the passages that it was made of; each then ranks by its best sentence, for the text has one
-    relevance score only.
 
     Raises:
         ConfigError: A passage has not one score a sentence, or one that is not finite; names question and passage.
@@ -211,29 +237,24 @@ def outcome_of(passages: Sequence[Passage], scores: Iterable[PassageScores], exa
     found = list(scores)
     if len(found) != len(passages):
         raise ConfigError(f"{len(passages)} passages, but scores of {len(found)}")
-    ranks: list[float] = []
     for passage, scored in zip(passages, found, strict=True):
         values = np.asarray(scored.probabilities, dtype=np.float64)
         if values.shape != passage.starts.shape or not np.isfinite(values).all() or not np.isfinite(scored.score):
             raise ConfigError(
                 f"question {passage.example.id}, passage {passage.number}: {passage.starts.size} sentences need as "
-                f"many finite scores and one finite relevance score. Got {values.size}: {values}, {scored.score}"
+                f"many finite scores and one finite relevance. Got {values.size}: {values}, {scored.score}"
             )
-        bounds = np.cumsum([0, *passage.parts[:-1]])
-        ranks += [float(scored.score)] if len(bounds) == 1 else np.maximum.reduceat(values, bounds).tolist()
-    parts = [len(passage.parts) for passage in passages]
-    sentences = [size for passage in passages for size in passage.parts]
+    sizes = [passage.starts.size for passage in passages]
     gold = _flat([passage.gold for passage in passages], np.bool_)
-    bounds = np.cumsum([0, *sentences])[:-1].astype(np.intp)
-    place = np.array([passage.place for passage in passages], dtype=np.int64)
+    asked = np.array([passage.place for passage in passages], dtype=np.int64)
     return Outcome(
         probabilities=_flat([scored.probabilities for scored in found], np.float64),
         gold=gold,
         characters=_flat([passage.ends - passage.starts for passage in passages], np.int64),
-        question=np.repeat(place, [passage.starts.size for passage in passages]),
-        scores=np.array(ranks, dtype=np.float64),
-        holds_gold=np.logical_or.reduceat(gold, bounds) if bounds.size else np.zeros(0, dtype=np.bool_),
-        asked=np.repeat(place, parts),
+        question=np.repeat(asked, sizes),
+        scores=np.array([scored.score for scored in found], dtype=np.float64),
+        holds_gold=np.array([bool(passage.gold.any()) for passage in passages], dtype=np.bool_),
+        asked=asked,
         examples=tuple(examples),
         texts=tuple(p.text[s:e] for p in passages for s, e in zip(p.starts.tolist(), p.ends.tolist(), strict=True)),
     )

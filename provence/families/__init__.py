@@ -63,7 +63,14 @@ def open_model(
         from provence.families.native import open_native
 
         return open_native(folder, conduct=conduct, device=device, dtype=dtype)
-    raise ModelError(f"model {folder.name}: family {family} is unknown")
+    if family == "open_provence":
+        from provence.families.open_provence import open_open_provence
+
+        return open_open_provence(folder, conduct=conduct, device=device, dtype=dtype)
+    from provence.families.provence import PROVENCE, XPROVENCE, open_naver
+
+    kind = PROVENCE if family == "provence" else XPROVENCE
+    return open_naver(folder, kind, conduct=conduct, device=device, dtype=dtype)
 
 
 def conduct_of(folder: ModelFolder) -> Conduct:
@@ -80,7 +87,13 @@ def _conduct(folder: ModelFolder, family: str) -> Conduct:
         from provence.families.native import native_conduct
 
         return native_conduct(folder)
-    raise ModelError(f"model {folder.name}: family {family} is unknown")
+    if family == "open_provence":
+        from provence.families.open_provence import open_provence_conduct
+
+        return open_provence_conduct(folder)
+    from provence.families.provence import PROVENCE, XPROVENCE, naver_conduct
+
+    return naver_conduct(folder, PROVENCE if family == "provence" else XPROVENCE)
 
 
 def _family_of(folder: ModelFolder) -> str:

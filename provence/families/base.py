@@ -1,6 +1,6 @@
 """What every family of checkpoints offers the task: probabilities of tokens, a score, and its published decision rule.
 
-    folder -> open_model (recognised by config and keys) -> PrunerModel.heads(windows) -> Heads (on the device)
+folder -> open_model (recognised by config and keys) -> PrunerModel.heads(windows) -> Heads (on the device)
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["Conduct", "Heads", "PrunerModel", "Rule"]
 
 Rule: TypeAlias = Literal["mean", "share"]
-"""How a family decides on a sentence: by the mean of its tokens' keep probabilities, or by the share of tokens above the
-threshold (the share is then compared with the same threshold)."""
+"""How a family decides on a sentence: by the mean of its tokens' keep probabilities, or by the share of its tokens that
+are above the threshold (the share is then compared with the same threshold)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class Conduct:
         threshold: Its published default threshold, 0-1.
         plain_question: Whether questions are lower-cased, ASCII punctuation stripped and white space collapsed first.
         spaced: Whether every unit but the first of a window is tokenised with a space before it.
+        trailing: Whether every unit is instead tokenised with the white space that follows it in the text.
         max_length: Tokens of a window at most, special tokens included.
     """
 
@@ -40,6 +41,7 @@ class Conduct:
     threshold: float
     plain_question: bool = False
     spaced: bool = True
+    trailing: bool = False
     max_length: int = 512
 
 

@@ -92,12 +92,12 @@ class Policy:
             raise ConfigError("empty='keep' keeps whole texts, which budget_tokens does not allow; use empty or drop")
 
     @classmethod
-    def of(cls, options: Mapping[str, object]) -> Self:
-        """The policy of these options; a name that is none is refused with those there are."""
+    def of(cls, options: Mapping[str, object], *, beside: Sequence[str] = ()) -> Self:
+        """The policy of these options; a name that is none is refused with those there are, `beside` among them."""
         known = [field.name for field in fields(cls)]
         strange = sorted(options.keys() - set(known))
         if strange:
-            raise ConfigError(f"there is no option {strange[0]!r}; there are {', '.join(known)}")
+            raise ConfigError(f"there is no option {strange[0]!r}; there are {', '.join([*known, *beside])}")
         return cls(**options)  # type: ignore[arg-type]
 
 

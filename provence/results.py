@@ -1,7 +1,7 @@
 """What pruning gives: the context that is left, and every unit with its probability.
 
-`text` is the verbatim concatenation of `kept_spans` of the input, and every visible character of the input lies in one of
-`sentences`. Offsets are Python string offsets into the input.
+`text` is the verbatim concatenation of `kept_spans` of the input, and every visible character of the input lies in one
+of `sentences`. Offsets are Python string offsets into the input.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class ScoredSentence:
         end: Offset after its last character.
         keep_probability: Mean probability, 0-1, that a token of it helps to answer the question.
         kept: Whether it is part of `PrunedContext.text`.
-        reason: Why it was kept: `threshold`, `recall`, `budget`, `min_keep`, `first`, `pinned` or `repair`; empty if not.
+        reason: Why it was kept: `threshold`, `recall`, `budget`, `min_keep`, `first`, `pinned`, `repair`, or
+            `whole` (the text is kept because nothing of it was); empty if not.
         kind: What it is, such as `sentence` or `table_row`.
     """
 
@@ -43,7 +44,9 @@ class PrunedContext:
     Attributes:
         index: Place of the text in the call.
         text: The kept parts, joined as they stand in the input; empty if nothing is kept.
-        kept_spans: (start, end) of each run of kept units, with the white space inside and after it (not after the last).
+        kept_spans: (start, end) of each run of kept units; the whole input if nothing is cut. Of the white space
+            between two units, what follows its last line break belongs to the second, the rest to the first; after the
+            last kept unit there is none.
         sentences: All units, in order.
         relevance_score: How well the whole text fits the question, on the model's own scale; higher is better.
         compression: Share of the input's characters that was cut, 0-1; 0 for an empty input.

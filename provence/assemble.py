@@ -1,0 +1,199 @@
+"""From a question and its texts to a worker's items, and from its scores to pruned contexts. Knows no worker.
+
+    Request -> items -> (worker) -> PruneScores -> Request.scores -> contexts (top_n, decide, spans) -> PrunedContext
+
+Raises `ConfigError` for titles, kinds or spans that are not one a text, and whatever `decide` raises.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from datapipe.errors import ConfigError
+from provence.decide import decide, ranked
+from provence.joint import Part, join, part
+from provence.policy import Policy, PolicyOptions
+from provence.results import PrunedContext, ScoredSentence
+from provence.task import PruneItem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from provence.calibration import Calibration
+    from provence.task import PruneScores
+    from provence.units.unit import TextKind
+
+__all__ = ["BatchOptions", "PruneOptions", "Request", "asked", "contexts", "kept_spans"]
+
+
+_READING = ("titles", "kinds", "spans", "joint", "cut_question")
+
+
+class BatchOptions(PolicyOptions, total=False):
+    """How texts are read, as `Request` states it, and what is kept of them."""
+
+    kinds: TextKind | Sequence[TextKind]
+    joint: bool
+    cut_question: bool
+
+
+class PruneOptions(BatchOptions, total=False):
+    """The same with what is one a text."""
+
+    titles: Sequence[str | None] | None
+    spans: Sequence[Sequence[tuple[int, int]] | None] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A question with its texts.
+
+    Attributes:
+        question: Any text.
+        texts: Any number.
+        titles: One a text, or None where it has none; None if none has.
+        kinds: How the texts are read: one for all, or one a text.
+        spans: The caller's own units of each text, (start, end), or None where it is to be split; None splits all.
+        joint: Whether the texts share windows, one after another.
+        cut_question: Whether a question too long for the model is cut; otherwise it is refused.
+        share_at: Token threshold of the `share` rule; None takes the model's own.
+
+    Raises:
+        ConfigError: Texts are one string, or titles, kinds or spans are not as many as texts.
+    """
+
+    question: str
+    texts: Sequence[str]
+    titles: Sequence[str | None] | None = None
+    kinds: TextKind | Sequence[TextKind] = "auto"
+    spans: Sequence[Sequence[tuple[int, int]] | None] | None = None
+    joint: bool = False
+    cut_question: bool = False
+    share_at: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.texts, str):
+            raise ConfigError("texts must be a list of texts, also where there is only one. Got one string")
+        for name in ("titles", "kinds", "spans"):
+            given = getattr(self, name)
+            if given is None or (name == "kinds" and isinstance(given, str)):
+                continue
+            if isinstance(given, str) or len(given) != len(self.texts):
+                found = "one string" if isinstance(given, str) else len(given)
+                raise ConfigError(f"{name} must be one a text, so {len(self.texts)}. Got {found}")
+
+    @property
+    def items(self) -> list[PruneItem]:
+        """What a worker is asked. Raises `ItemError` where spans do not cover a text of a joint request."""
+        return self._alone if self._joined is None else [self._joined[0]]
+
+    def scores(self, found: Sequence[PruneScores]) -> list[PruneScores]:
+        """What the worker said of each text. Of a joint request a text's score is that of its most probable unit."""
+        return list(found) if self._joined is None else part(found[0], self._joined[1])
+
+    @cached_property
+    def _joined(self) -> tuple[PruneItem, list[Part]] | None:
+        return join(self._alone) if self.joint and self.texts else None
+
+    @cached_property
+    def _alone(self) -> list[PruneItem]:
+        return [self._item(place, text) for place, text in enumerate(self.texts)]
+
+    def _item(self, place: int, text: str) -> PruneItem:
+        spans = None if self.spans is None else self.spans[place]
+        return PruneItem(
+            question=self.question,
+            text=text,
+            title=None if self.titles is None else self.titles[place],
+            kind=self.kinds if isinstance(self.kinds, str) else self.kinds[place],
+            starts=None if spans is None else [start for start, _ in spans],
+            ends=None if spans is None else [end for _, end in spans],
+            cut_question=self.cut_question,
+            share_at=self.share_at,
+        )
+
+
+def asked(question: str, texts: Sequence[str], options: PruneOptions) -> tuple[Request, Policy]:
+    """Options apart: how the texts are read, and what is kept of them. Raises `ConfigError`."""
+    reading = {name: value for name, value in options.items() if name in _READING}
+    policy = Policy.of({name: value for name, value in options.items() if name not in _READING}, beside=_READING)
+    share_at = policy.threshold if policy.rule == "own" else None
+    return Request(question=question, texts=texts, share_at=share_at, **reading), policy  # type: ignore[arg-type]
+
+
+def contexts(
+    texts: Sequence[str], scores: Sequence[PruneScores], policy: Policy, *, calibration: Calibration | None = None
+) -> list[PrunedContext]:
+    """What is left of each text of one question; with `top_n` the best first, with `empty="drop"` perhaps fewer.
+
+    Args:
+        texts: Of the question.
+        scores: Of each text.
+        policy: What is wanted.
+        calibration: Where `target_recall` finds its threshold.
+
+    Raises:
+        ConfigError: `target_recall` without a calibration, or more than it can promise.
+    """
+    places = ranked(scores, policy.top_n)
+    decisions = decide(
+        [texts[place] for place in places], [scores[place] for place in places], policy, calibration=calibration
+    )
+    found = []
+    for place, decision in zip(places, decisions, strict=True):
+        reasons = decision.reasons
+        if not any(reasons):
+            if policy.empty == "drop":
+                continue
+            reasons = ("whole",) * len(reasons) if policy.empty == "keep" else reasons
+        found.append(_context(place, texts[place], scores[place], reasons))
+    return found
+
+
+def kept_spans(
+    text: str, starts: Sequence[int], ends: Sequence[int], kept: Sequence[bool]
+) -> tuple[tuple[int, int], ...]:
+    """The parts of a text that are left, one a run of kept units; the whole text if nothing is cut.
+
+    The white space between two units belongs to the first up to its last line break, and what follows that, the
+    indentation, to the second. A run has that of its units, but the last one ends with its last visible character.
+    """
+    if not any(kept):
+        return ()
+    if all(kept):
+        return ((0, len(text)),)
+    begins = [_begin(text, end, start) for end, start in zip([0, *ends], starts, strict=False)]
+    runs: list[tuple[int, int]] = []
+    for unit in (unit for unit, keep in enumerate(kept) if keep):
+        begin = runs.pop()[0] if unit and kept[unit - 1] else begins[unit]
+        runs.append((begin, begins[unit + 1] if unit + 1 < len(begins) else ends[unit]))
+    last = max(unit for unit, keep in enumerate(kept) if keep)
+    return (*runs[:-1], (runs[-1][0], ends[last]))
+
+
+def _begin(text: str, end: int, start: int) -> int:
+    """Where a unit begins with its indentation; nothing but white space lies between `end` and its `start`."""
+    line = text.rfind("\n", end, start) + 1
+    return line or (start if end else 0)
+
+
+def _context(place: int, text: str, scores: PruneScores, reasons: Sequence[str]) -> PrunedContext:
+    starts, ends = scores.starts.tolist(), scores.ends.tolist()
+    spans = kept_spans(text, starts, ends, [bool(reason) for reason in reasons])
+    pruned = "".join(text[start:end] for start, end in spans)
+    rows = zip(starts, ends, scores.probabilities.tolist(), reasons, scores.kinds, strict=True)
+    return PrunedContext(
+        index=place,
+        text=pruned,
+        kept_spans=spans,
+        sentences=tuple(
+            ScoredSentence(start, end, probability, bool(reason), reason, kind)
+            for start, end, probability, reason, kind in rows
+        ),
+        relevance_score=scores.score,
+        compression=(len(text) - len(pruned)) / len(text) if text else 0.0,
+        tokens=int(scores.lengths.sum()),
+        truncated=scores.truncated,
+    )

@@ -1,0 +1,91 @@
+"""Several texts as one, so that they share windows, and what was said of it as what was said of each.
+
+    PruneItems of one question -> join -> one PruneItem -> (worker) -> PruneScores -> part -> PruneScores a text
+
+The texts stand one after another, each under its title, so evidence that lies in several of them is seen together, and
+the question is computed once a window instead of once a text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from provence.tokens import units_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from provence.task import PruneItem, PruneScores
+    from provence.units.unit import Unit
+
+__all__ = ["Part", "join", "part"]
+
+_SEPARATOR = "\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where a text lies in the joint one.
+
+    Attributes:
+        first: Place of its first unit among all units.
+        units: Its own units.
+    """
+
+    first: int
+    units: Sequence[Unit]
+
+
+def join(items: Sequence[PruneItem]) -> tuple[PruneItem, list[Part]]:
+    """One item of all texts, and where each lies in it.
+
+    Args:
+        items: At least one, of one question.
+
+    Raises:
+        ItemError: The spans of an item do not cover its text.
+    """
+    pieces: list[str] = []
+    starts: list[int] = []
+    ends: list[int] = []
+    parts = []
+    offset = 0
+    for place, item in enumerate(items):
+        title = (item.title or "").strip()
+        if title:
+            starts.append(offset)
+            ends.append(offset + len(title))
+            pieces += [title, "\n"]
+            offset += len(title) + 1
+        units = units_of(item, place)
+        parts.append(Part(len(starts), units))
+        starts += [offset + unit.start for unit in units]
+        ends += [offset + unit.end for unit in units]
+        pieces += [item.text, _SEPARATOR]
+        offset += len(item.text) + len(_SEPARATOR)
+    return replace(items[0], text="".join(pieces), title=None, starts=starts, ends=ends), parts
+
+
+def part(scores: PruneScores, parts: Sequence[Part]) -> list[PruneScores]:
+    """What the joint scores say of each text; its score is the probability of its most probable unit, 0 without any."""
+    return [_of(scores, each) for each in parts]
+
+
+def _of(scores: PruneScores, own: Part) -> PruneScores:
+    ours = slice(own.first, own.first + len(own.units))
+    lengths, probabilities = scores.lengths[ours], scores.probabilities[ours]
+    return replace(
+        scores,
+        starts=np.array([unit.start for unit in own.units], np.int32),
+        ends=np.array([unit.end for unit in own.units], np.int32),
+        kinds=[unit.kind for unit in own.units],
+        parents=np.array([-1 if unit.parent is None else unit.parent for unit in own.units], np.int32),
+        lengths=lengths,
+        probabilities=probabilities,
+        shares=None if scores.shares is None else scores.shares[ours],
+        score=float(probabilities.max(initial=0)),
+        tokens=int(lengths.sum()),
+    )

@@ -1,0 +1,69 @@
+"""Which model a pruner means, and which calibration goes with it.
+
+default | folder | hub id -> resolved -> ModelSpec, ModelFolder        calibration | file | nothing -> read_calibration
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datapipe.errors import ModelNotFoundError
+from datapipe.workers.spec import ModelSpec
+from provence.calibration import Calibration
+
+if TYPE_CHECKING:
+    from datapipe.workers.folder import ModelFolder
+    from datapipe.workers.spec import DtypeName
+
+__all__ = ["CALIBRATION", "DEFAULT", "read_calibration", "resolved"]
+
+DEFAULT = "default"
+CALIBRATION = "calibration.json"
+"""In a model's folder: the calibration that is used where none is given."""
+
+
+def resolved(
+    model: str, *, device: str, dtype: DtypeName | None, max_length: int | None
+) -> tuple[ModelSpec, ModelFolder]:
+    """What a worker of our own is told of a model, and the model's folder.
+
+    Args:
+        model: `default`, a folder, or a hub id.
+        device: Where it will compute.
+        dtype: Precision; None takes float32 on the CPU for models of other families, else what the hardware does best.
+        max_length: Tokens of a window at most; None takes the model's own.
+
+    Raises:
+        ModelError: There is no such model, or it is of no family.
+        ConfigError: An option is out of range, or this machine has no such device.
+    """
+    from datapipe.workers.device import resolve_devices
+    from datapipe.workers.folder import resolve
+    from provence.families import conduct_of
+
+    spec = _default_spec() if model == DEFAULT else ModelSpec(name=model, source=model, task="prune")
+    folder = resolve(spec)
+    if dtype is None and conduct_of(folder).family != "native" and resolve_devices(device)[0].type == "cpu":
+        dtype = "float32"
+    return replace(spec, dtype=dtype or spec.dtype, max_length=max_length or spec.max_length), folder
+
+
+def _default_spec() -> ModelSpec:
+    try:
+        weights = importlib.import_module("provence.weights")
+    except ModuleNotFoundError as error:
+        raise ModelNotFoundError(
+            "this installation comes without a default pruner; name a folder or a hub id of one"
+        ) from error
+    found: ModelSpec = weights.DEFAULT
+    return found
+
+
+def read_calibration(given: Calibration | str | Path | None, folder: ModelFolder | None = None) -> Calibration | None:
+    """The calibration given, that of a file, or the one in the model's folder. Raises `ConfigError`."""
+    if given is None and folder is not None and (folder.root / CALIBRATION).is_file():
+        given = folder.root / CALIBRATION
+    return Calibration.load(given) if isinstance(given, str | Path) else given

@@ -1,0 +1,368 @@
+"""The Python face: a question and texts in, pruned contexts out, whichever worker computes.
+
+    prune(question, texts) -> Request -> items -> worker.run("prune") -> PruneScores -> contexts -> [PrunedContext]
+
+One worker call carries all texts of a call, so they share batches. Decisions are taken here, on the scores that come
+back; another policy needs no other pass. Raises `ConfigError` for options that are out of range or contradict each
+other, `ItemError` for an unusable text or question (its index counts the texts of the call), and what the worker
+raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+from datapipe.errors import ConfigError
+from datapipe.workers.protocol import Priority
+from datapipe.workers.tasks.rerank import RerankItem
+from provence.assemble import asked, contexts
+from provence.loading import DEFAULT, read_calibration, resolved
+from provence.policy import Policy
+from provence.stream import in_order
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from datapipe.workers.protocol import Worker
+    from datapipe.workers.spec import DtypeName, ModelSpec
+    from provence.assemble import BatchOptions, PruneOptions, Request
+    from provence.calibration import Calibration
+    from provence.results import PrunedContext
+    from provence.task import PruneScores
+
+__all__ = ["Pruner", "Ranked"]
+
+ONLINE_ITEMS = 1024
+"""A call of more texts than this is bulk work unless it says otherwise."""
+
+STREAM_AHEAD = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A text's place in an order by relevance.
+
+    Attributes:
+        index: Place of the text in the call.
+        relevance_score: On the model's own scale; higher is better.
+    """
+
+    index: int
+    relevance_score: float
+
+
+class Pruner:
+    """Prunes texts for questions; made by `Pruner.load`. Several threads and event loops may use one.
+
+    It can be pickled: a copy with a remote worker uses the same server, a copy without loads its model again when it is
+    first used.
+
+    Args:
+        worker: Where the model runs; None for a worker of its own.
+        model: Name of the model there.
+        spec: The model, where there is no worker.
+        device: Device of a worker of its own.
+        calibration: Where `target_recall` finds its thresholds.
+    """
+
+    def __init__(
+        self,
+        worker: Worker | None,
+        model: str,
+        *,
+        spec: ModelSpec | None = None,
+        device: str = "auto",
+        calibration: Calibration | None = None,
+    ) -> None:
+        self._given, self._model, self._spec, self._device = worker, model, spec, device
+        self._calibration = calibration
+        self._checked = False
+        self._own: Worker | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path = DEFAULT,
+        *,
+        device: str = "auto",
+        dtype: DtypeName | None = None,
+        max_length: int | None = None,
+        worker: Worker | None = None,
+        calibration: Calibration | str | Path | None = None,
+    ) -> Self:
+        """Load a model, or name one that a worker has.
+
+        Args:
+            model: `default`, a folder, or a hub id (of any family); with `worker` the name that it has there.
+            device: `auto`, `cpu`, `cuda`, `cuda:N`; not with `worker`.
+            dtype: Precision. None follows the hardware, but takes float32 on the CPU for models of other families.
+                Not with `worker`.
+            max_length: Tokens of a window at most; None takes the model's own. Not with `worker`.
+            worker: Where the model runs; None makes one in this process.
+            calibration: A calibration or its file; None takes calibration.json in the model's folder, if there is one.
+
+        Raises:
+            ModelError: There is no such model, or it cannot be loaded.
+            ConfigError: An option is out of range, or stated beside `worker`.
+        """
+        if worker is not None:
+            if device != "auto" or dtype is not None or max_length is not None:
+                raise ConfigError("device, dtype and max_length are the worker's own matter; state them there")
+            return cls(worker, str(model), calibration=read_calibration(calibration))
+        spec, folder = resolved(str(model), device=device, dtype=dtype, max_length=max_length)
+        pruner = cls(None, spec.name, spec=spec, device=device, calibration=read_calibration(calibration, folder))
+        pruner._loaded()
+        return pruner
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in {"_own", "_lock"}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._own, self._lock = None, threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Pruner({self._model!r}, worker={self._given!r})"
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return self._model
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the model's files, to which a calibration is bound. Raises `ConfigError` if none can be told."""
+        return str(self._loaded().digest)
+
+    def prune(
+        self,
+        question: str,
+        texts: Sequence[str],
+        *,
+        priority: Priority | None = None,
+        deadline: float | None = None,
+        **options: Unpack[PruneOptions],
+    ) -> list[PrunedContext]:
+        """Cut from each text what the question does not need.
+
+        Args:
+            question: Any text.
+            texts: Any number.
+            priority: Whose batches go first; None is `ONLINE`, and `BULK` for more than 1,024 texts.
+            deadline: Seconds from now after which nothing more begins; None waits for ever.
+            options: How the texts are read, fields of `Request`: `titles` (one a text, shown to the model), `kinds`
+                (`auto`, `prose`, `markdown`, `code`, `json`, `log`), `spans` (own units of each text), `joint` (texts
+                share windows; a text's relevance is then its most probable unit's probability), `cut_question`. What
+                is kept of them, fields of `Policy`: `threshold`, `target_recall`, `budget_tokens`, `rule`, `min_keep`,
+                `always_keep_first`, `pin`, `repair`, `empty`, `top_n`.
+
+        Returns:
+            One a text, in their order; with `top_n` the best first, with `empty="drop"` only those with something left.
+        """
+        request, policy = asked(question, texts, options)
+        worker = self._ready(policy)
+        found = worker.run("prune", request.items, model=self._model, **_how(priority, deadline, len(texts)))
+        return self._contexts(request, found, policy)
+
+    async def aprune(
+        self,
+        question: str,
+        texts: Sequence[str],
+        *,
+        priority: Priority | None = None,
+        deadline: float | None = None,
+        **options: Unpack[PruneOptions],
+    ) -> list[PrunedContext]:
+        """The same as `prune`, without blocking the event loop; cancelling it takes what waits of it off the queue."""
+        request, policy = asked(question, texts, options)
+        worker = await self._aready(policy)
+        items = await asyncio.to_thread(lambda: request.items) if request.joint else request.items
+        found = await worker.arun("prune", items, model=self._model, **_how(priority, deadline, len(texts)))
+        return self._contexts(request, found, policy)
+
+    def prune_batch(
+        self,
+        pairs: Iterable[tuple[str, Sequence[str]]],
+        *,
+        titles: Sequence[Sequence[str | None] | None] | None = None,
+        spans: Sequence[Sequence[Sequence[tuple[int, int]] | None] | None] | None = None,
+        priority: Priority = Priority.BULK,
+        deadline: float | None = None,
+        **options: Unpack[BatchOptions],
+    ) -> list[list[PrunedContext]]:
+        """Prune for many questions in one call of the worker.
+
+        Args:
+            pairs: Questions, each with its texts.
+            titles: Of the texts of each question; see `Request`.
+            spans: Of the texts of each question; see `Request`.
+            priority: Whose batches go first. Bulk work gives the same bits whatever else the worker does.
+            deadline: Seconds from now after which nothing more begins.
+            options: As `prune` takes them, `titles` and `spans` excepted; the same for all. A budget and `top_n` are
+                for each question by itself.
+
+        Returns:
+            A list a question, as `prune` gives it. An `ItemError` counts the texts of all questions.
+        """
+        policy, requests = self._requests(pairs, titles, spans, options)
+        worker = self._ready(policy)
+        found = self._answers(requests, worker, priority, deadline)
+        return [self._contexts(request, scores, policy) for request, scores in zip(requests, found, strict=True)]
+
+    def scores(
+        self,
+        question: str,
+        texts: Sequence[str],
+        *,
+        priority: Priority | None = None,
+        deadline: float | None = None,
+        **options: Unpack[PruneOptions],
+    ) -> list[PruneScores]:
+        """What the model says of each text, without a decision; arguments as in `prune`."""
+        request, _ = asked(question, texts, options)
+        found = self._worker().run("prune", request.items, model=self._model, **_how(priority, deadline, len(texts)))
+        return request.scores(found)
+
+    def scores_batch(
+        self,
+        pairs: Iterable[tuple[str, Sequence[str]]],
+        *,
+        titles: Sequence[Sequence[str | None] | None] | None = None,
+        spans: Sequence[Sequence[Sequence[tuple[int, int]] | None] | None] | None = None,
+        priority: Priority = Priority.BULK,
+        deadline: float | None = None,
+        **options: Unpack[BatchOptions],
+    ) -> list[list[PruneScores]]:
+        """What the model says of each text of each question, without a decision; arguments as in `prune_batch`."""
+        _, requests = self._requests(pairs, titles, spans, options)
+        found = self._answers(requests, self._worker(), priority, deadline)
+        return [request.scores(scores) for request, scores in zip(requests, found, strict=True)]
+
+    async def stream(
+        self,
+        question: str,
+        texts: AsyncIterable[str],
+        *,
+        ahead: int = STREAM_AHEAD,
+        **options: Unpack[BatchOptions],
+    ) -> AsyncIterator[PrunedContext]:
+        """Prune texts as they arrive, each by itself; pruned contexts come in the order of the texts.
+
+        Args:
+            question: Any text.
+            texts: Any number; the next is asked for while earlier ones are computed.
+            ahead: Texts that are computed at a time.
+            options: As `prune` takes them; `budget_tokens`, `top_n` and `joint` are refused, for they need all texts.
+        """
+        refused = [name for name in ("budget_tokens", "top_n", "joint") if options.get(name)]
+        if refused or ahead < 1:
+            what = f"{refused[0]} needs all texts at once" if refused else f"ahead must be at least 1. Got {ahead}"
+            raise ConfigError(f"stream prunes texts one by one: {what}")
+        place = 0
+        async for found in in_order(texts, lambda text: self.aprune(question, [text], **options), ahead=ahead):
+            for context in found:
+                yield replace(context, index=place)
+            place += 1
+
+    def rerank(
+        self,
+        question: str,
+        texts: Sequence[str],
+        *,
+        top_n: int | None = None,
+        priority: Priority | None = None,
+        deadline: float | None = None,
+    ) -> list[Ranked]:
+        """The texts by relevance, best first, ties in their order; a question too long for the model is cut."""
+        items = [RerankItem(question, text) for text in texts]
+        found = self._worker().run("prune_rerank", items, model=self._model, **_how(priority, deadline, len(texts)))
+        order = sorted(range(len(found)), key=lambda index: -found[index].score)
+        return [Ranked(index, float(found[index].score)) for index in order[:top_n]]
+
+    def close(self) -> None:
+        """Close the worker that `load` made; a worker that was given stays open. May be called again."""
+        with self._lock:
+            own, self._own = self._own, None
+        if own is not None:
+            own.close()
+
+    def _worker(self) -> Worker:
+        if self._given is not None:
+            return self._given
+        with self._lock:
+            if self._own is None:
+                from datapipe.workers.worker import LocalWorker
+
+                self._own = LocalWorker([self._spec] if self._spec else [], device=self._device)
+            return self._own
+
+    def _loaded(self) -> Any:
+        """What the worker states of the model, its digest among it."""
+        load = getattr(self._worker(), "load", None)
+        if load is None:
+            raise ConfigError(f"{type(self._given).__name__} cannot state the digest of {self._model!r}")
+        return load(self._model, task="prune")
+
+    def _ready(self, policy: Policy) -> Worker:
+        """The worker, once it is sure that the calibration is of its model."""
+        if policy.target_recall is not None and self._calibration is not None and not self._checked:
+            self._calibration.check(self.digest)
+            self._checked = True
+        return self._worker()
+
+    async def _aready(self, policy: Policy) -> Worker:
+        settled = policy.target_recall is None or self._checked
+        worker = self._given or self._own
+        return worker if settled and worker is not None else await asyncio.to_thread(self._ready, policy)
+
+    def _requests(
+        self, pairs: Iterable[tuple[str, Sequence[str]]], titles: Any, spans: Any, options: BatchOptions
+    ) -> tuple[Policy, list[Request]]:
+        given = list(pairs)
+        for name, values in (("titles", titles), ("spans", spans)):
+            if values is not None and len(values) != len(given):
+                raise ConfigError(f"{name} must be one list a question, so {len(given)}. Got {len(values)}")
+        requests = []
+        policy = Policy()
+        for place, (question, texts) in enumerate(given):
+            own: PruneOptions = {**options}  # type: ignore[typeddict-item]
+            if titles is not None:
+                own["titles"] = titles[place]
+            if spans is not None:
+                own["spans"] = spans[place]
+            request, policy = asked(question, texts, own)
+            requests.append(request)
+        return policy, requests
+
+    def _answers(
+        self, requests: Sequence[Request], worker: Worker, priority: Priority, deadline: float | None
+    ) -> list[list[PruneScores]]:
+        """Scores of all items of all requests, from one call."""
+        parts = [request.items for request in requests]
+        items = [item for part in parts for item in part]
+        found = iter(worker.run("prune", items, model=self._model, priority=priority, deadline=deadline))
+        return [list(islice(found, len(part))) for part in parts]
+
+    def _contexts(self, request: Request, found: Sequence[PruneScores], policy: Policy) -> list[PrunedContext]:
+        return contexts(request.texts, request.scores(found), policy, calibration=self._calibration)
+
+
+def _how(priority: Priority | None, deadline: float | None, texts: int) -> dict[str, Any]:
+    if priority is None:
+        priority = Priority.ONLINE if texts <= ONLINE_ITEMS else Priority.BULK
+    return {"priority": priority, "deadline": deadline}

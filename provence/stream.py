@@ -1,0 +1,59 @@
+"""Work on things as they arrive, some at a time, with the results in the order of arrival."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
+
+__all__ = ["in_order"]
+
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
+
+
+async def in_order(
+    given: AsyncIterable[_Given], work: Callable[[_Given], Coroutine[Any, Any, _Made]], *, ahead: int
+) -> AsyncIterator[_Made]:
+    """What `work` makes of each thing, in order; each as soon as it and all before it are there.
+
+    The first error, of the source or of the work, is raised in its turn; whatever still runs then is cancelled.
+
+    Args:
+        given: Things as they arrive; the next is asked for while earlier ones are worked on.
+        work: Called once a thing.
+        ahead: Things that are worked on at a time, at least 1.
+    """
+    source = aiter(given)
+    coming: asyncio.Task[tuple[_Given] | None] | None = asyncio.create_task(_next(source))
+    flying: deque[asyncio.Task[_Made]] = deque()
+    try:
+        while coming is not None or flying:
+            waits: set[asyncio.Task[Any]] = {flying[0]} if flying else set()
+            if coming is not None and not coming.done():
+                waits.add(coming)
+            elif coming is not None and not (flying and (coming.exception() or len(flying) >= ahead)):
+                arrived = coming.result()
+                coming = None if arrived is None else asyncio.create_task(_next(source))
+                if arrived is not None:
+                    flying.append(asyncio.create_task(work(*arrived)))
+                continue
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            while flying and flying[0].done():
+                yield flying.popleft().result()
+    finally:
+        running = [task for task in (coming, *flying) if task is not None]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def _next(source: AsyncIterator[_Given]) -> tuple[_Given] | None:
+    """The next thing, in a tuple that tells it from the end."""
+    try:
+        return (await anext(source),)
+    except StopAsyncIteration:
+        return None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis.strategies import integers, lists
 from safetensors.torch import load_file, save_file
@@ -15,7 +16,7 @@ from datapipe.errors import ModelError
 from datapipe.workers.encoders import open_encoder
 from datapipe.workers.encoders.attention import Spans, attend_grouped, attend_padded
 from datapipe.workers.encoders.foreign import ForeignEncoder
-from datapipe.workers.encoders.modernbert import ModernBertEncoder
+from datapipe.workers.encoders.modernbert import ModernBertEncoder, ModernBertShape
 from datapipe.workers.folder import ModelFolder
 from tests.workers.random_models import batch_of, random_model, reference
 
@@ -51,6 +52,23 @@ def test_a_long_text_is_computed_in_parts_and_equals_transformers(tmp_path: Path
     folder = random_model(tmp_path / "m", "modernbert", **SHAPE)
     batch = batch_of([700, 257, 256])
     torch.testing.assert_close(load(folder).hidden(batch), reference(folder, batch), rtol=0, atol=1e-4)
+
+
+def test_states_before_the_last_norm_equal_transformers_and_finish_applies_it(tmp_path: Path) -> None:
+    folder, batch = random_model(tmp_path / "m", "modernbert", **SHAPE), batch_of(LENGTHS)
+    opened = ModelFolder("m", folder)
+    shape = ModernBertShape.of(opened)
+    assert shape is not None
+    raw = ModernBertEncoder(opened, shape, device=CPU, dtype=torch.float32, final_norm=False)
+    model: Any = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(folder)).eval()
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    model.final_norm = torch.nn.Identity()
+    with torch.inference_mode():
+        expected = torch.cat([model(input_ids=torch.from_numpy(ids).long()[None])[0][0] for ids in batch])
+    states = raw.hidden(batch)
+    torch.testing.assert_close(states, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(raw.finish(states), load(folder).hidden(batch), rtol=0, atol=1e-5)
+    torch.testing.assert_close(raw.finish(states[[3, 0]]), raw.finish(states)[[3, 0]], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -41,12 +41,13 @@ class Encoder(Protocol):
 
 
 def open_encoder(folder: ModelFolder, *, device: torch.device, dtype: torch.dtype) -> Encoder:
-    """Load the encoder in `folder`: ours for BERT, RoBERTa, CamemBERT, XLM-R and ModernBERT, else that of transformers.
+    """Load the encoder in `folder`: ours for BERT and its kin, ModernBERT and DeBERTa-v2, else transformers'.
 
     Raises:
         ModelError: The architecture is unknown, or tensors are missing or left over.
     """
     from datapipe.workers.encoders.bert import BertEncoder, BertShape
+    from datapipe.workers.encoders.deberta import DebertaEncoder, DebertaShape
     from datapipe.workers.encoders.foreign import ForeignEncoder
     from datapipe.workers.encoders.modernbert import ModernBertEncoder, ModernBertShape
 
@@ -56,4 +57,7 @@ def open_encoder(folder: ModelFolder, *, device: torch.device, dtype: torch.dtyp
     modern = ModernBertShape.of(folder)
     if modern is not None:
         return ModernBertEncoder(folder, modern, device=device, dtype=dtype)
+    deberta = DebertaShape.of(folder)
+    if deberta is not None:
+        return DebertaEncoder(folder, deberta, device=device, dtype=dtype)
     return ForeignEncoder(folder, device=device, dtype=dtype)

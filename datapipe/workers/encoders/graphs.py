@@ -106,6 +106,7 @@ class Replays:
         device: Where.
         dtype: In which precision; only with a variable-length kernel is there anything to record.
         padding: See `lay_out`.
+        allowed: False records nothing.
     """
 
     def __init__(
@@ -115,11 +116,12 @@ class Replays:
         device: torch.device,
         dtype: torch.dtype,
         padding: int | None,
+        allowed: bool = True,
     ) -> None:
         import torch
 
         self._forward, self._device, self._padding = forward, device, padding
-        self._possible = device.type == "cuda" and dtype in {torch.bfloat16, torch.float16}
+        self._possible = allowed and device.type == "cuda" and dtype in {torch.bfloat16, torch.float16}
         self._lanes = threading.local()
 
     def run(self, batch: Sequence[Int32]) -> torch.Tensor | None:

@@ -145,27 +145,43 @@ class ModernBertEncoder(PackedEncoder):
         shape: Its numbers.
         device: Where it computes.
         dtype: In which precision products are computed; sums, norms and angles between them are float32.
+        final_norm: Whether hidden states went through the norm after the last layer. Without it they are the sum that
+            runs through the layers, and `finish` applies that norm.
 
     Raises:
         ModelError: A tensor is missing, left over, or of another shape; names it.
     """
 
     def __init__(
-        self, folder: ModelFolder, shape: ModernBertShape, *, device: torch.device, dtype: torch.dtype
+        self,
+        folder: ModelFolder,
+        shape: ModernBertShape,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        final_norm: bool = True,
     ) -> None:
         super().__init__(device=device, dtype=dtype)
         tensors = Tensors(checked_tensors(folder, shape.tensors(), prefix=_PREFIX), device=device, dtype=dtype)
         self.dim, self.positions, self.vocabulary = shape.dim, shape.positions, shape.vocabulary
-        self._heads = shape.heads
+        self._heads, self._normed = shape.heads, final_norm
         self._words = tensors.put(tensors["embeddings.tok_embeddings.weight"])
         self._input_norm = tensors.norm("embeddings.norm", shape.epsilon)
         self._layers = _layers(tensors, shape, device)
         parameters = sum(rows[0] * (rows[1] if len(rows) > 1 else 1) for rows in shape.tensors().values())
         self.nbytes = parameters * self._words.element_size()
 
+    def finish(self, states: torch.Tensor) -> torch.Tensor:
+        """The norm after the last layer, float32 (rows, dim), of rows of hidden states that have not had it."""
+        import torch
+
+        norm = self._layers[-1].next_norm
+        with torch.inference_mode():
+            return torch.layer_norm(states.float(), (self.dim,), norm.weight, norm.bias, norm.epsilon)
+
     def _states(self, spans: Spans) -> torch.Tensor:
         stream = self._steps.embed(self._words, None, spans, norm=self._input_norm, dtype=self._dtype)
-        last = len(self._layers) - 1
+        last = len(self._layers) - 1 if self._normed else None
         for index, layer in enumerate(self._layers):
             stream = self._layer(stream, layer, spans, last=index == last)
         return stream.sums

@@ -88,6 +88,7 @@ class PackedEncoder(ABC):
         device: Where it computes.
         dtype: In which precision products are computed; sums and norms between them are float32.
         padding: A token id that its position table counts as none (see `lay_out`), or None.
+        replays: Whether its forward pass may be recorded: it needs the lengths of texts on the device only.
     """
 
     padded = False
@@ -96,11 +97,13 @@ class PackedEncoder(ABC):
     vocabulary: int
     nbytes: int
 
-    def __init__(self, *, device: torch.device, dtype: torch.dtype, padding: int | None = None) -> None:
+    def __init__(
+        self, *, device: torch.device, dtype: torch.dtype, padding: int | None = None, replays: bool = True
+    ) -> None:
         self._device, self._dtype, self._padding = device, dtype, padding
         self._steps = steps_for(device, dtype)
         self._buffers = threading.local()
-        self._replays = Replays(self._states, device=device, dtype=dtype, padding=padding)
+        self._replays = Replays(self._states, device=device, dtype=dtype, padding=padding, allowed=replays)
 
     @property
     def kernels(self) -> str:
@@ -155,10 +158,13 @@ class PackedEncoder(ABC):
 
 
 def checked_tensors(
-    folder: ModelFolder, expected: Mapping[str, tuple[int, ...]], *, prefix: str
+    folder: ModelFolder, expected: Mapping[str, tuple[int, ...]], *, prefix: str, spare: tuple[str, ...] = ()
 ) -> dict[str, torch.Tensor]:
-    """The tensors of a folder, by names without `prefix`. Raises `ModelError` unless they are the expected."""
+    """The tensors of a folder, by names without `prefix`. Raises `ModelError` unless they are the expected.
+
+    Names that begin with one of `spare` or of `UNUSED_TENSORS` may be there and are left out.
+    """
     given = {name.removeprefix(prefix): tensor for name, tensor in folder.tensors().items()}
-    given = {name: tensor for name, tensor in given.items() if not name.startswith(UNUSED_TENSORS)}
+    given = {name: tensor for name, tensor in given.items() if not name.startswith((*UNUSED_TENSORS, *spare))}
     refuse_difference(folder, expected, given)
     return given

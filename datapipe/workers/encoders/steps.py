@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     import torch
 
     from datapipe.workers.encoders.attention import Spans
+    from datapipe.workers.encoders.relative import Relative
 
-__all__ = ["FusedSteps", "Norm", "PlainSteps", "Rotation", "Steps", "Stream", "steps_for"]
+__all__ = ["HEAD_WIDTHS", "FusedSteps", "Norm", "PlainSteps", "Rotation", "Steps", "Stream", "steps_for"]
 
 _log = logging.getLogger(__name__)
 
 TILED_UP_TO = 128
 """Tokens of the longest text up to which the tiled kernel is used: texts share its tiles, so short ones waste none."""
 
-_HEAD_WIDTHS = frozenset({16, 32, 64, 128})
+HEAD_WIDTHS = frozenset({16, 32, 64, 128})
+"""Widths of a head that our attention kernels take."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,11 @@ class Steps(Protocol):
     ) -> torch.Tensor:
         """See `attention.attend`."""
 
+    def attend_relative(
+        self, qkv: torch.Tensor, spans: Spans, relative: Relative, *, heads: int, out: torch.Tensor | None
+    ) -> torch.Tensor:
+        """See `relative.attend_relative`."""
+
 
 class PlainSteps:
     """The steps by torch's own functions."""
@@ -134,6 +141,14 @@ class PlainSteps:
         """See `attention.attend`."""
         return attend(qkv, spans, heads=heads, out=out, window=window)
 
+    def attend_relative(
+        self, qkv: torch.Tensor, spans: Spans, relative: Relative, *, heads: int, out: torch.Tensor | None
+    ) -> torch.Tensor:
+        """See `relative.attend_relative`."""
+        from datapipe.workers.encoders.relative import attend_relative
+
+        return attend_relative(qkv, spans, relative, heads=heads, out=out)
+
 
 class FusedSteps(PlainSteps):
     """The steps by kernels of our own, for CUDA in bfloat16 or float16."""
@@ -177,7 +192,7 @@ class FusedSteps(PlainSteps):
         """Short texts by the tiled kernel, long ones as `attention.attend`: which, follows from `longest` alone."""
         from datapipe.workers.encoders import kernels
 
-        if spans.longest <= TILED_UP_TO and qkv.shape[1] // 3 // heads in _HEAD_WIDTHS:
+        if spans.longest <= TILED_UP_TO and qkv.shape[1] // 3 // heads in HEAD_WIDTHS:
             return kernels.attend_tiled(qkv, spans.places, spans.tiles, heads=heads, window=window, tile=TILE)
         return attend(qkv, spans, heads=heads, out=out, window=window)
 

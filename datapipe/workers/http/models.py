@@ -7,7 +7,7 @@ request's model (a name, `default`, nothing) + task -> Offer.find -> ModelSpec
 from __future__ import annotations
 
 import re
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,14 +70,11 @@ class Offer:
         return able[0]
 
     def reranker(self, name: str | None = None) -> tuple[str, ModelSpec]:
-        """Task and model that score documents: a model whose own task does, before an embedder compared by cosine."""
+        """Task and model that score documents: a model that does by itself, before an embedder compared by cosine."""
+        able = {each.name: task for each in self.specs.values() if (task := _reranking(each)) is not None}
         if name is None or name == DEFAULT_NAME:
-            own = [spec for spec in self.specs.values() if _reranks(find_task(spec.task))]
-            return (own[0].task, own[0]) if own else (RERANK, self.find(RERANK))
-        spec = self.specs.get(name)
-        if spec is not None and _reranks(find_task(spec.task)):
-            return spec.task, spec
-        return RERANK, self.find(RERANK, name)
+            name = next(iter(able), name)
+        return (able[name], self.specs[name]) if name in able else (RERANK, self.find(RERANK, name))
 
     def aliases(self, spec: ModelSpec) -> list[str]:
         """Other names that a request may use."""
@@ -130,8 +127,8 @@ def embedded_models() -> list[ModelSpec]:
 
 
 def probe_item(task: type[Task]) -> Any | None:
-    """A small item of a task whose items are made of texts alone; None for any other task."""
-    texts = [field.type in {"str", str} for field in fields(task.item_type)]
+    """A small item of a task whose items need nothing but texts; None for any other task."""
+    texts = [field.type in {"str", str} for field in fields(task.item_type) if field.default is MISSING]
     return task.item_type(*["ready?"] * len(texts)) if all(texts) else None
 
 
@@ -146,5 +143,7 @@ def _can(spec: ModelSpec, task: str) -> bool:
     return task == spec.task or getattr(find_task(task), "derives_from", None) == spec.task
 
 
-def _reranks(task: type[Task]) -> bool:
-    return bool(getattr(task, "reranks", False))
+def _reranking(spec: ModelSpec) -> str | None:
+    """The task by which the model scores pairs itself: its own, or the one that its own names as `reranker`."""
+    task = find_task(spec.task)
+    return spec.task if getattr(task, "reranks", False) else getattr(task, "reranker", None)

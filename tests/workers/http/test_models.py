@@ -10,6 +10,7 @@ from datapipe.errors import ConfigError
 from datapipe.workers.http.errors import ModelNotServedError
 from datapipe.workers.http.models import Offer, parse_model, probe_item
 from datapipe.workers.spec import DEFAULT_EMBEDDER, ModelSpec
+from datapipe.workers.tasks.classify import ClassifyItem
 from datapipe.workers.tasks.embed import TextItem
 from datapipe.workers.tasks.lookup import find_task
 from tests.workers.http.conftest import PRECISE
@@ -96,9 +97,10 @@ def test_a_task_that_does_not_exist_is_found_before_a_model_is_loaded() -> None:
         Offer([ModelSpec("a", "b", task="dance")])
 
 
-def test_the_probe_is_made_for_tasks_that_take_text_alone() -> None:
+def test_the_probe_is_made_for_tasks_that_need_nothing_but_text() -> None:
     assert isinstance(probe_item(find_task("embed")), TextItem)
     assert probe_item(find_task("rerank")) is not None
+    assert probe_item(find_task("classify")) == ClassifyItem("ready?")
     assert probe_item(find_task("embed_image")) is None
 
 

@@ -100,12 +100,17 @@ def test_a_model_that_reranks_by_itself_goes_before_an_embedder() -> None:
     class Blind(EmbedTask):
         name: ClassVar[str] = "blind"
 
-    register(CrossEncoder)
-    register(Blind)
-    cross, blind = ModelSpec("c", "/c", task="cross"), ModelSpec("b", "/b", task="blind")
+    class Double(EmbedTask):
+        name: ClassVar[str] = "double"
+        reranker: ClassVar[str] = "cross"
+
+    for task in (CrossEncoder, Blind, Double):
+        register(task)
+    cross, blind, double = (ModelSpec(name[0], f"/{name}", task=name) for name in ("cross", "blind", "double"))
     assert Offer([PRECISE, blind, cross]).reranker() == ("cross", cross)
     assert Offer([PRECISE, cross]).reranker("c") == ("cross", cross)
     assert Offer([PRECISE, cross]).reranker(PRECISE.name) == ("rerank", PRECISE)
     assert Offer([blind, PRECISE]).reranker("default") == ("rerank", PRECISE)
+    assert Offer([PRECISE, double]).reranker() == ("cross", double)
     with pytest.raises(ValueError, match="model b is for the task 'blind', not for 'rerank'"):
         Offer([PRECISE, blind]).reranker("b")

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from datapipe.errors import ModelError
 from datapipe.workers.encoders.pooling import pool
 from provence.families.base import Heads
 
@@ -121,14 +120,9 @@ class HeadedPruner:
         conduct: How the family wants to be used; its `max_length` is lowered to the encoder's positions.
         keep: On the device.
         score: On the device.
-
-    Raises:
-        ModelError: The encoder has no room for a question and a text.
     """
 
     def __init__(self, encoder: Encoder, *, conduct: Conduct, keep: KeepHead, score: ScoreHead) -> None:
-        if encoder.positions < 1:
-            raise ModelError(f"a pruner of family {conduct.family} has an encoder without positions")
         self._encoder, self._keep, self._score = encoder, keep, score
         self.conduct = replace(conduct, max_length=min(conduct.max_length, encoder.positions))
         self.vocabulary, self.positions, self.padded = encoder.vocabulary, encoder.positions, encoder.padded

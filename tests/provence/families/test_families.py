@@ -13,9 +13,10 @@ import transformers
 
 from datapipe.errors import ModelError, ModelNotFoundError, UnsafeModelError
 from datapipe.workers.folder import ModelFolder
-from provence.families import conduct_of
+from provence.families import conduct_of, open_model
 from tests.provence.families.checkpoints import (
     TINY,
+    batch_of,
     edit,
     load,
     open_provence,
@@ -123,3 +124,17 @@ def test_importing_the_readers_pulls_neither_torch_nor_transformers() -> None:
     lines += ["import provence.families.open_provence, provence.families.delta"]
     lines += ["assert not {'torch', 'transformers', 'safetensors'} & sys.modules.keys()"]
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+@MAKERS
+def test_cuda_equals_the_cpu(tmp_path: Path, make: Any) -> None:
+    folder, batch = make(tmp_path / "m").folder, batch_of([40, 7, 7, 2, 31, 1, 5], vocabulary=300)
+    exact = load(folder).heads(batch)
+    for dtype, near in ((torch.float32, 1e-4), (torch.bfloat16, 0.1)):
+        model = open_model(ModelFolder("m", folder), device=torch.device("cuda"), dtype=dtype)
+        found = model.heads(batch)
+        assert (found.keep.dtype, found.keep.device.type) == (torch.float32, "cuda")
+        torch.testing.assert_close(found.keep.cpu(), exact.keep, rtol=0, atol=near)
+        torch.testing.assert_close(found.scores.cpu(), exact.scores, rtol=0.05, atol=near)

@@ -12,7 +12,7 @@ from datapipe.errors import ConfigError, DigestError, ModelError
 from datapipe.weights import embedded_folder
 from datapipe.workers.folder import ModelFolder
 from provence.families import conduct_of
-from provence.families.delta import encode_delta
+from provence.families.delta import encode_delta, pack_tensors, unpack_tensors
 from provence.families.native import NativeConfig, write_native
 from tests.provence.families.checkpoints import (
     LENGTHS,
@@ -89,9 +89,8 @@ def test_packed_differences_are_added_to_the_embedded_base(tmp_path: Path, bits:
     base = base_folder()
     tensors, generator = base.tensors(), torch.Generator().manual_seed(2)
     tuned = dict(tensors)
-    for name in tensors:
-        if name.startswith("encoder.layer.5."):
-            tuned[name] = tensors[name] + torch.randn(tensors[name].shape, generator=generator) * 0.01
+    for name in (f"encoder.layer.5.attention.{part}" for part in ("self.value.weight", "output.dense.bias")):
+        tuned[name] = tensors[name] + torch.randn(tensors[name].shape, generator=generator) * 0.02
     stored = {f"delta.{name}": tensor for name, tensor in encode_delta(tensors, tuned, bits=bits).items()}
     native = NativeConfig(base=EMBEDDED, base_digest=base.digest, delta="int4" if bits == 4 else "int8")
     write_native(tmp_path / "m", config=native, tensors=stored | heads_of(384), tokenizer=TOKENIZER)
@@ -117,6 +116,22 @@ def test_without_differences_the_encoder_is_the_base(tmp_path: Path) -> None:
     change(tmp_path / "m", {"delta.embeddings.LayerNorm.bias": torch.zeros(384)})
     with pytest.raises(ModelError, match=r"holds tensors that its encoder lacks: delta\.embeddings\.LayerNorm\.bias"):
         run(tmp_path / "m")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_any_encoder_that_transformers_knows_may_stand_alone_packed_or_not(tmp_path: Path, *, packed: bool) -> None:
+    config = transformers.MPNetConfig(**TINY, max_position_embeddings=66)
+    encoder = spread(transformers.MPNetModel(config, add_pooling_layer=False))
+    stored = encoder.state_dict()
+    if packed:
+        stored = pack_tensors(stored, bits=8)
+        encoder.load_state_dict(unpack_tensors(stored))
+    tensors = {f"encoder.{name}": tensor for name, tensor in stored.items()} | heads_of(32)
+    write_native(tmp_path / "m", config=NativeConfig(encoder=config.to_dict()), tensors=tensors, tokenizer=TOKENIZER)
+    states, starts = reference_states(encoder, batch_of(LENGTHS, vocabulary=300))
+    found, heads = run(tmp_path / "m"), heads_of(32)
+    close(found.keep, torch.sigmoid(states @ heads["keep.weight"][0] + heads["keep.bias"]))
+    close(found.scores, states[starts] @ heads["score.weight"][0] + heads["score.bias"])
 
 
 def test_differences_to_another_base_are_refused(tmp_path: Path) -> None:

@@ -129,15 +129,16 @@ def _scored_from(done: int, bounds: Sequence[int], room: int) -> tuple[int, int,
 def _nearest_tokens(done: int, bounds: Sequence[int], room: int) -> tuple[int, int, int]:
     """The same for one unit or a stretch of it, where the unit and its neighbours are too long for a window."""
     limit = room // _CONTEXT_SHARE
-    inside = bounds[_holding(done, bounds)] < done
+    unit = _holding(done, bounds)
+    inside = bounds[unit] < done
     before = max(done - limit, 0 if inside else _beginning(done, bounds))
-    reach = min(before + room, bounds[-1])
-    over = bisect_right(bounds, done)
-    if reach == bounds[-1]:
-        return before, reach, reach
-    if bounds[over] > reach - limit:
+    reach, stop = min(before + room, bounds[-1]), bounds[unit + 1]
+    if reach < bounds[-1] and stop > reach - limit:
         return before, reach - limit, reach
-    return before, bounds[over], min(reach, bounds[bisect_right(bounds, bounds[over])])
+    if reach == bounds[-1] and not inside:
+        return before, reach, reach
+    after = bounds[min(_holding(stop, bounds) + 1, len(bounds) - 1)]
+    return before, stop, min(reach, after)
 
 
 def _beginning(token: int, bounds: Sequence[int]) -> int:

@@ -32,6 +32,7 @@ _REASONS = {
     "first": "first of its text",
     "pinned": "another kept part needs it",
     "repair": "the next kept part refers to it",
+    "whole": "nothing of its text was kept, so all is",
 }
 
 

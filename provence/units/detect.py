@@ -17,6 +17,8 @@ from provence.units.spans import lines, trim
 from provence.units.structured import is_json, is_json_lines
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from provence.units.unit import TextKind
 
 __all__ = ["detect"]
@@ -27,13 +29,16 @@ _LOG_SHARE = 0.4
 _CODE_SHARE = 0.5
 
 _STATEMENT = re.compile(
-    r"(?:import [\w.{*]+|from [\w.]+ import\b|package [\w.]+;?$|using [\w.]+;|use [\w:]+|#include\s*[<\"]|#!/|@\w+(?:\(.*\))?$"
-    r"|(?:async )?def \w+\(|class \w+\s*[:({]|(?:export )?(?:async )?function\b.*[({]|(?:pub )?fn \w+"
+    r"(?:import [\w.{*]+|from [\w.]+ import\b|package [\w:.]+;?$|using [\w.]+;|use [\w:]+|#include\s*[<\"]|#!/"
+    r"|@\w+(?:\(.*\))?$|(?:async )?def \w+\(|class \w+\s*[:({]|(?:export )?(?:async )?function\b.*[({]|(?:pub )?fn \w+"
     r"|func [\w(]|(?:const|let|var)\s[\w{\[].*=|return\b.*[;)\w\]]$|(?:if|for|while|switch)\s*\(.*\)\s*\{?$"
-    r"|(?:if|elif|for|while|with|except|try|else|finally)\b.*:$|(?:public|private|protected|static)\s+\w.*[;{(]$)"
+    r"|(?:if|elif|for|while|with|except|try|else|finally)\b.*:$|(?:public|private|protected|static)\s+\w.*[;{(]$"
+    r"|#\s*(?:define|if|ifdef|ifndef|endif|elif|else|undef|pragma)\b)"
 )
 _ASSIGNS = re.compile(r"[\w.$\[\]\"']+\s*(?:[-+*/|&]|:)?=\s*\S|[\w.$]+\(.*\)[;,]?$")
-_COMMENT = re.compile(r"//|/\*|\*/|#(?!#)")
+_COMMENT = re.compile(r"//|/\*|\*/|#(?!#|\s*(?:define|if|ifdef|ifndef|endif|elif|else|undef|pragma|include)\b|!/)")
+_BLOCK_COMMENTS = (("/*", "*/"), ('"""', '"""'), ("'''", "'''"), ("=pod", "=cut"), ("=head", "=cut"), ("<!--", "-->"))
+_ENDS = (",", "(", "[", "{", ")", "]", "\\", "=", "&&", "||")
 _LINK = re.compile(r"!?\[[^\[\]]{1,80}\]\([^()\s]{1,200}\)")
 
 
@@ -59,11 +64,24 @@ def detect(text: str) -> TextKind:
 
 
 def _looks_like_code(filled: list[str]) -> bool:
-    """At least half of the lines that are no comments read as statements, and two beyond doubt."""
-    told = [line for line in filled if not _COMMENT.match(line)]
+    """At least half of the lines that are no comments read as code, and two beyond doubt."""
+    told = list(_without_comments(filled))
     sure = sum(_is_statement(line) for line in told)
-    likely = sum(bool(_ASSIGNS.match(line)) or line in {"(", ")", "[", "]", "},", "],"} for line in told)
+    likely = sum(bool(_ASSIGNS.match(line)) or line.endswith(_ENDS) for line in told if not _is_statement(line))
     return sure >= 2 and sure + likely >= _CODE_SHARE * len(told)  # noqa: PLR2004
+
+
+def _without_comments(filled: list[str]) -> Iterator[str]:
+    closing = ""
+    for line in filled:
+        if closing:
+            closing = "" if closing in line else closing
+            continue
+        opened = next((pair for pair in _BLOCK_COMMENTS if line.lstrip("rbuf").startswith(pair[0])), None)
+        if opened:
+            closing = "" if opened[1] in line[len(opened[0]) :] else opened[1]
+        elif not _COMMENT.match(line):
+            yield line
 
 
 def _is_statement(line: str) -> bool:
@@ -72,9 +90,10 @@ def _is_statement(line: str) -> bool:
 
 def _looks_like_markdown(shown: list[str]) -> bool:
     """A heading, a table, two list items, or links in two lines."""
-    if any(HEADING.match(line) for line in shown) or any(
-        is_delimiter(line) and "|" in row for row, line in pairwise(shown)
-    ):
+    if any(HEADING.match(line) for line in shown):
         return True
-    items = sum(bool(ITEM.match(line)) for line in shown)
+    if any("|" in row and is_delimiter(line) for row, line in pairwise(shown)):
+        return True
+    numbers = [found[1] for line in shown if (found := ITEM.match(line))]
+    items = len(numbers) if "1" in numbers else numbers.count(None)
     return items > 1 or sum(bool(_LINK.search(line)) for line in shown) > 1

@@ -210,7 +210,7 @@ def _encoder_of(folder: ModelFolder, config: NativeConfig, tensors: dict[str, to
 
 
 def _check_heads(folder: ModelFolder, heads: Mapping[str, torch.Tensor], *, dim: int) -> None:
-    rows = 2 if "keep.weight" in heads and len(heads["keep.weight"]) != 1 else 1
+    rows = 2 if "keep.weight" in heads and heads["keep.weight"].shape == (2, dim) else 1
     expected = {"keep.weight": (rows, dim), "keep.bias": (rows,), "score.weight": (1, dim), "score.bias": (1,)}
     refuse_difference(folder, expected, heads)
 

@@ -172,6 +172,13 @@ def test_a_missing_tensor_is_refused_by_its_name(alone: tuple[Path, Any], name: 
         run(alone[0])
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (3, 32), (2, 16)])
+def test_a_keep_head_of_another_shape_is_refused(alone: tuple[Path, Any], shape: tuple[int, ...]) -> None:
+    change(alone[0], {"keep.weight": torch.zeros(shape), "keep.bias": torch.zeros(1)})
+    with pytest.raises(ModelError, match=r"tensor keep\.weight has shape .*, but config\.json means \(1, 32\)"):
+        run(alone[0])
+
+
 @pytest.mark.parametrize("name", ["keep.scale_of_old", "encoder.lm_head.bias", "delta.x", "stray"])
 def test_an_unexpected_tensor_is_refused_by_its_name(alone: tuple[Path, Any], name: str) -> None:
     change(alone[0], {name: torch.zeros(3)})

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["add_prose", "sentences"]
 
 _PARAGRAPH = re.compile(r"[\f\u2029]|(?:\r\n?+|[\n\u2028])[^\S\r\n\u2028]*+(?:\r\n?+|[\n\u2028])")
+_NEW_LINE = re.compile(r"[\r\n\u2028]")
 _LINE = re.compile(r"[^\r\n\u2028]++")
 _BULLET = re.compile(r"(?:[-*+•‣◦▪·●○–—]|\(?[A-Za-z]\))\s")
 _NUMBER = re.compile(r"[(\[]?\d{1,3}[.)\]]\s")
@@ -56,9 +57,11 @@ _UNWRAPPED = 160
 _NARROW = 40
 
 
-def sentences(text: str, start: int, end: int) -> Iterator[Span]:
-    """Spans of the sentences in a part of a text: trimmed, in order, none longer than `LONGEST`."""
-    small = text.islower()
+def sentences(text: str, start: int, end: int, *, small: bool = False) -> Iterator[Span]:
+    """Spans of the sentences in a part of a text: trimmed, in order, none longer than `LONGEST`.
+
+    If `small`, sentences may begin with a small letter after any end mark.
+    """
     for first, last in _blocks(text, start, end):
         for begin, stop in _sentences(text, first, last, small=small):
             yield from pieces(text, begin, stop, by_line=False)
@@ -70,7 +73,7 @@ def add_prose(to: Collector, start: int, end: int, parent: int | None, *, first:
     With another kind for the first, that one is the parent of the others: they continue it.
     """
     place = None
-    for begin, stop in sentences(to.text, start, end):
+    for begin, stop in sentences(to.text, start, end, small=to.small):
         head = place is None
         place = to.add(begin, stop, first if head else "sentence", parent)
         if head and first != "sentence":
@@ -89,6 +92,10 @@ def _blocks(text: str, start: int, end: int) -> Iterator[Span]:
 def _unwrapped(text: str, start: int, end: int) -> Iterator[Span]:
     """A paragraph, cut at those line ends that are not there only because the line was full."""
     start, end = trim(text, start, end)
+    if not _NEW_LINE.search(text, start, end):
+        if start < end:
+            yield start, end
+        return
     rows = [trim(text, *found.span()) for found in _LINE.finditer(text, start, end)]
     width = max((stop - begin for begin, stop in rows), default=0)
     listed = any(_FIRST_NUMBER.match(text, *row) for row in rows)

@@ -38,6 +38,8 @@ _JOINERS = "\u200d\ufe0e\ufe0f"
 
 def trim(text: str, start: int, end: int) -> Span:
     """The span without the white space at its ends; start == end if nothing is left."""
+    if start < end and not text[start].isspace() and not text[end - 1].isspace():
+        return start, end
     start = _SPACE.match(text, start, end).end()  # type: ignore[union-attr]  # it matches everywhere
     return (start, start + len(text[start:end].rstrip())) if start < end else (end, end)
 
@@ -85,11 +87,13 @@ class Collector:
 
     Attributes:
         text: The whole text.
+        small: Whether it has no capital, as in chats, so that none can be asked for where a sentence begins.
         units: What was gathered so far.
     """
 
     def __init__(self, text: str) -> None:
         self.text = text
+        self.small = text.islower()
         self.units: list[Unit] = []
 
     def add(self, start: int, end: int, kind: UnitKind, parent: int | None = None) -> int | None:
@@ -97,8 +101,13 @@ class Collector:
 
         A span of more than `LONGEST` characters becomes several units, of which the first is the parent of the others.
         """
-        place = None
+        start, end = trim(self.text, start, end)
+        if start == end:
+            return None
+        place = len(self.units)
+        if end - start <= LONGEST:
+            self.units.append(Unit(start, end, kind, parent))
+            return place
         for begin, stop in pieces(self.text, start, end, by_line=True):
-            self.units.append(Unit(begin, stop, kind, parent if place is None else place))
-            place = len(self.units) - 1 if place is None else place
+            self.units.append(Unit(begin, stop, kind, parent if len(self.units) == place else place))
         return place

@@ -40,7 +40,7 @@ def write_pruner(folder: Path, *, max_length: int = 128, seed: int = 0) -> Path:
     generator = torch.Generator().manual_seed(seed)
     width = 384
     tensors = {
-        "keep.weight": torch.randn((1, width), generator=generator),
+        "keep.weight": torch.randn((1, width), generator=generator) * 0.2,
         "keep.bias": torch.zeros(1),
         "score.weight": torch.randn((1, width), generator=generator) * 0.2,
         "score.bias": torch.zeros(1),

@@ -1,4 +1,4 @@
-"""Measure scorers on sets of the shipped layout.
+"""Measure a pruner and its baselines on sets of the shipped layout.
 
     paths -> read_examples -> passages_of_set -> every scorer -> outcome_of -> figures_of -> Report
 
@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from datapipe.errors import ConfigError, MetricError
+from provence.evaluation.baselines import BASELINES
+from provence.evaluation.baselines import baselines as by_name
 from provence.evaluation.protocol import LIMIT, OTHERS, PROTOCOL, outcome_of, passages_of_set
+from provence.evaluation.pruned import PrunerScorer
 from provence.evaluation.report import MACRO, Figures, Report, Row, figures_of, macro_figures
 from provence.evaluation.sets import read_examples
 
@@ -19,8 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from provence.evaluation.protocol import Outcome, PassageScores, Scorer
+    from provence.pruner import Pruner
 
-__all__ = ["Progress", "measure", "scored"]
+__all__ = ["Progress", "evaluate", "measure", "scored"]
 
 
 class Progress(Protocol):
@@ -28,6 +32,45 @@ class Progress(Protocol):
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """So many of the passages of a stage, a method on a set, are through."""
+
+
+def evaluate(  # noqa: PLR0913 - what is measured, and how
+    pruner: Pruner | None,
+    paths: Sequence[Path | str],
+    *,
+    split: str | None = "test",
+    baselines: Sequence[str] = BASELINES,
+    joint: bool = False,
+    titles: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+    samples: int = 1000,
+    progress: Progress | None = None,
+) -> Report:
+    """Measure a pruner beside its baselines by the measuring protocol.
+
+    Args:
+        pruner: Any; None measures baselines only.
+        paths: Sets; a set is called by its file's name.
+        split: Read from each; None takes all splits.
+        baselines: Names of `BASELINES`.
+        joint: Also measure the pruner with the passages of a question in shared windows (`joint` of `Pruner.prune`).
+        titles: Show the pruner the documents' titles.
+        limit: Questions of a set, at most, as `read_examples` samples them.
+        seed: Chooses the sample, the passages without gold and the bootstrap samples.
+        samples: Bootstrap samples behind the 95 % intervals.
+        progress: Told about each passage.
+
+    Raises:
+        ConfigError: There is no such baseline, nothing to measure, or two sets of one name.
+        MetricError: A set's split has no gold sentence.
+    """
+    scorers: list[Scorer] = []
+    if pruner is not None:
+        views = (False, True) if joint else (False,)
+        scorers += [PrunerScorer(pruner, titles=titles, joint=view) for view in views]
+    scorers += by_name(baselines)
+    return measure(scorers, paths, split=split, limit=limit, seed=seed, samples=samples, progress=progress)
 
 
 def measure(

@@ -118,7 +118,7 @@ def _open(path: Path, columns: tuple[str, ...]) -> pa.Table:
     for name in columns:
         found = file.schema_arrow.field(name).type
         if not _fits(name, found):
-            raise ColumnError(f"{path}: column {name} is of type {found}, which holds no {_wanted(name)}")
+            raise ColumnError(f"{path}: column {name} must hold {_wanted(name)}. It is of type {found}")
     try:
         table = file.read(columns=list(columns)).combine_chunks()
     except (OSError, pa.ArrowInvalid) as error:

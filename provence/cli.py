@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,7 @@ from typer.core import TyperGroup
 from datapipe.errors import ConfigError, DatapipeError, OutputError, SourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from provence.pruner import Pruner
     from provence.render import Shown
@@ -126,8 +127,7 @@ def prune(  # noqa: PLR0913 - each is an option
     if question is None:
         raise ConfigError("the question is missing: give it with --question")
     names = files or [STDIN]
-    texts = _read(names)
-    wanted: Any = {
+    policy: Any = {
         "threshold": threshold,
         "target_recall": target_recall,
         "budget_tokens": budget_tokens,
@@ -136,13 +136,19 @@ def prune(  # noqa: PLR0913 - each is an option
         "always_keep_first": always_keep_first,
         "pin": tuple(pin or ()),
         "repair": repair,
+    }
+    reading: Any = {
         "titles": _titles(title, names),
         "kinds": [kind or _KINDS.get(Path(name).suffix.lower(), "auto") for name in names],
         "joint": joint,
         "cut_question": cut_question,
     }
-    with _open(model, device=device, server=server, calibration=calibration) as pruner:
-        contexts = pruner.prune(question, texts, **wanted)
+    from provence.policy import Policy
+
+    Policy.of(policy)  # a mistake is found before a model is loaded
+    texts = _read(names)
+    with _opened(model, device=device, server=server, calibration=calibration) as pruner:
+        contexts = pruner.prune(question, texts, **reading, **policy)
 
     shown = [_shown(names[context.index], texts[context.index], context) for context in contexts]
     if html is not None:
@@ -175,15 +181,18 @@ def _titles(given: Sequence[str] | None, names: Sequence[str]) -> list[str | Non
     return list(given) if given else None
 
 
-def _open(model: str, *, device: str, server: str | None, calibration: Path | None) -> Pruner:
+@contextmanager
+def _opened(model: str, *, device: str, server: str | None, calibration: Path | None) -> Iterator[Pruner]:
     from provence.pruner import Pruner
 
-    worker = None
-    if server is not None:
-        from datapipe.workers import HttpWorker
+    if server is None:
+        with Pruner.load(model, device=device, calibration=calibration) as pruner:
+            yield pruner
+        return
+    from datapipe.workers import HttpWorker
 
-        worker = HttpWorker(server)
-    return Pruner.load(model, device=device, worker=worker, calibration=calibration)
+    with HttpWorker(server) as worker:
+        yield Pruner.load(model, device=device, worker=worker, calibration=calibration)
 
 
 def _shown(name: str, text: str, context: PrunedContext) -> Shown:

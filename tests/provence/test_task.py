@@ -322,7 +322,6 @@ def test_units_are_tokenised_with_a_space_before_them_but_for_the_first(tokenize
     ]:
         seen.clear()
         conduct = Conduct(family="f", rule="mean", threshold=0.5, spaced=spaced)
-        prepare.Preparer(Watching(), conduct, max_length=128).prepare_many(
-            [PruneItem("q", "Stop it. Go.", title=title)]
-        )
+        preparer = Preparer(Watching(), conduct, max_length=128)
+        preparer.prepare_many([PruneItem("q", "Stop it. Go.", title=title)])
         assert seen[-2:] == want

@@ -18,12 +18,22 @@ __all__ = ["PROMPT_VERSION", "Passage", "Verdict", "cited", "judge", "prompt_of"
 PROMPT_VERSION: Final = 1
 """Raised whenever `prompt_of` changes, so that replies to another prompt are not taken for replies to this one."""
 
-_INSTRUCTIONS: Final = (
-    "Below are numbered sentences and a question. Answer the question in a few sentences, from the numbered sentences "
-    "alone, not from what you know otherwise. At the end of each statement, cite every sentence it rests on by its "
-    "number in square brackets, like this: [1] or [0][3]. If the sentences do not hold the answer, reply with exactly: "
-    "No answer"
-)
+_INSTRUCTIONS: Final = """\
+Below are numbered sentences and a question. Answer the question in a few sentences, from the numbered sentences \
+alone, not from what you know otherwise. At the end of each statement, cite every sentence it rests on by its number \
+in square brackets. If the sentences do not hold the answer, reply with exactly: No answer
+
+An example:
+[0] Rome
+[1] Rome lies on the Tiber.
+[2] It is said that Romulus founded it.
+[3] He did so in 753 BC.
+Question: Who founded Rome, and when?
+Reply: Romulus is said to have founded it [2], in 753 BC [3].
+
+Now it is your turn."""
+"""The example shows small models the form; large ones do without."""
+
 _BRACKETS: Final = re.compile(r"\[([^\[\]]*)\]")
 _NUMBERS: Final = re.compile(r"([0-9]+)(?:\s*[-\u2013\u2014]\s*([0-9]+))?")
 _NOTHING: Final = re.compile(r"\bno answer\b", re.IGNORECASE)
@@ -64,7 +74,8 @@ class Verdict:
     """What a reply says of a passage.
 
     Attributes:
-        reason: Why the reply is of no use: `cut_off`, `uncited`, `only_title` or `out_of_range`; empty if it is of use.
+        reason: Why the reply is of no use: `copied`, `cut_off`, `uncited`, `only_title` or `out_of_range`; empty if it
+            is of use.
         relevant: 1 for each sentence of the text that the answer rests on, else 0; all 0 where there is no answer.
         citations: Different numbers that were cited.
         out_of_range: Those of them that no line has; they are left out.
@@ -78,13 +89,13 @@ class Verdict:
     @property
     def parsed(self) -> bool:
         """Whether the reply had the form that was asked for, whatever became of it."""
-        return self.reason not in {"cut_off", "uncited"}
+        return self.reason not in {"copied", "cut_off", "uncited"}
 
 
 def prompt_of(passage: Passage) -> str:
     """What the model is asked, as one message of a user; white space within a line is folded."""
     lines = "\n".join(f"[{number}] {line}" for number, line in enumerate(passage.shown))
-    return f"{_INSTRUCTIONS}\n\nSentences:\n{lines}\n\nQuestion: {' '.join(passage.question.split())}"
+    return f"{_INSTRUCTIONS}\n{lines}\nQuestion: {' '.join(passage.question.split())}"
 
 
 def cited(reply: str) -> frozenset[int] | None:
@@ -113,8 +124,9 @@ def judge(reply: str, passage: Passage, *, finished: bool = True) -> Verdict:
 
     Refused are replies without a citation, those that cite the title alone (`only_title`: models cite it for want of
     better), and those that cite nothing that there is. Beside others, numbers that no line has are left out and
-    counted; if the title alone is left then, nothing is relevant. A reply that reached the limit of its length lacks
-    its last citations, so it is refused too, which Provence does not do.
+    counted; if the title alone is left then, nothing is relevant. Beyond Provence's filters a reply is refused that
+    reached the limit of its length, for it lacks its last citations (`cut_off`), and one that gives most of the
+    numbered lines back, two at least, as small models do (`copied`).
 
     Args:
         reply: What the model wrote.
@@ -123,6 +135,8 @@ def judge(reply: str, passage: Passage, *, finished: bool = True) -> Verdict:
     """
     numbers = cited(reply)
     nothing = (0,) * len(passage.spans)
+    if numbers and _copies(reply, passage):
+        return Verdict("copied")
     if not finished and numbers != frozenset():
         return Verdict("cut_off")
     if numbers is None:
@@ -138,6 +152,12 @@ def judge(reply: str, passage: Passage, *, finished: bool = True) -> Verdict:
         return Verdict("out_of_range", citations=len(numbers), out_of_range=wrong)
     relevant = tuple(int(place + first in known) for place in range(len(passage.spans)))
     return Verdict("", relevant, len(numbers), wrong)
+
+
+def _copies(reply: str, passage: Passage) -> bool:
+    said, lines = " ".join(reply.split()), passage.shown
+    copied = sum(f"[{number}] {line}" in said for number, line in enumerate(lines))
+    return copied >= max(2, len(lines) / 2)
 
 
 def _number(digits: str) -> int:

@@ -16,7 +16,7 @@ PLAIN = Passage("When was aspirin made?", "", TEXT, SPANS)
 
 def test_a_prompt_numbers_the_title_first_and_then_every_sentence() -> None:
     assert prompt_of(TITLED).endswith(
-        "Sentences:\n[0] Aspirin\n[1] Aspirin thins the blood.\n[2] It was first made in 1897.\n[3] Bayer sold it.\n\n"
+        "turn.\n[0] Aspirin\n[1] Aspirin thins the blood.\n[2] It was first made in 1897.\n[3] Bayer sold it.\n"
         "Question: When was aspirin made?"
     )
     assert "[0] Aspirin thins the blood." in prompt_of(PLAIN)
@@ -92,6 +92,13 @@ def test_numbers_that_no_line_has_are_counted() -> None:
 def test_a_reply_that_was_cut_off_is_refused_unless_it_is_no_answer() -> None:
     assert judge("In 1897 [2] and then", TITLED, finished=False).reason == "cut_off"
     assert judge("No answer, because", TITLED, finished=False).relevant == (0, 0, 0)
+
+
+def test_a_reply_that_gives_the_numbered_lines_back_is_refused() -> None:
+    lines = "[0] Aspirin\n[1] Aspirin thins the blood.\n[2] It was first made in 1897."
+    assert judge(lines, TITLED).reason == "copied"
+    assert judge(lines, TITLED, finished=False).reason == "copied"
+    assert judge("[2] It was first made in 1897.", TITLED).relevant == (0, 1, 0)
 
 
 @given(reply=st.text(alphabet=st.sampled_from("[]0123456789 -,no answer\u2013x"), max_size=80), titled=st.booleans())

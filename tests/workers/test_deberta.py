@@ -246,15 +246,21 @@ BATCHES = [[300, 129, 40, 7, 7, 1], [64] * 9, [1], [20, 50, 3, 3, 90, 2]]
 @on_cuda
 @pytest.mark.parametrize(("dtype", "heads", "head"), [(torch.bfloat16, 4, 16), (torch.float16, 12, 64)])
 @pytest.mark.parametrize("terms", ["c2p p2c", "c2p", "p2c", ""])
-def test_the_kernel_equals_float64(dtype: torch.dtype, heads: int, head: int, terms: str) -> None:
+def test_the_kernel_equals_float64(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, heads: int, head: int, terms: str
+) -> None:
+    from datapipe.workers.encoders import relative_kernel
+
     cuda, step = torch.device("cuda"), torch.finfo(dtype).eps
     for lengths in BATCHES:
-        qkv, relative = layer(lengths, heads=heads, head=head, terms=terms, device=cuda)
-        given = rounded_to(relative, dtype)
-        rounded = qkv.to(dtype)
-        exact = by_definition(rounded, lengths, given, heads=heads)
-        ours = FusedSteps().attend_relative(rounded, Spans.of(batch_of(lengths), cuda), given, heads=heads, out=None)
-        torch.testing.assert_close(ours.double(), exact, rtol=4 * step, atol=4 * step)
+        qkv, exact_relative = layer(lengths, heads=heads, head=head, terms=terms, device=cuda)
+        relative, rounded = rounded_to(exact_relative, dtype), qkv.to(dtype)
+        exact = by_definition(rounded, lengths, relative, heads=heads)
+        spans = Spans.of(batch_of(lengths), cuda)
+        for memory in (1, 1 << 25):  # a head at a time, all at once
+            monkeypatch.setattr(relative_kernel, "_PRODUCT_BYTES", memory)
+            ours = FusedSteps().attend_relative(rounded, spans, relative, heads=heads, out=None)
+            torch.testing.assert_close(ours.double(), exact, rtol=4 * step, atol=4 * step)
 
 
 @pytest.mark.gpu

@@ -46,6 +46,11 @@ class Distances:
         rows: Row of each distance from -reach to reach in turn, int32 (2 * reach + 1,), never falling. What is
             further away has the first or the last of them.
         device: Where attention is computed.
+
+    Attributes:
+        rows: The same on the device.
+        turned: The same from reach to -reach.
+        reach: See `rows`.
     """
 
     def __init__(self, rows: Int32, device: torch.device) -> None:
@@ -53,6 +58,7 @@ class Distances:
 
         self._rows = rows
         self.rows = torch.from_numpy(rows).to(device)
+        self.turned = self.rows.flip(0)
         self.reach = len(rows) // 2
 
     @classmethod
@@ -160,6 +166,7 @@ def _attend_equal(parts: torch.Tensor, relative: Relative, heads: slice, *, leng
     if relative.queries is not None:
         other = _turned(key @ relative.queries[heads].index_select(1, rows).transpose(1, 2), length).transpose(2, 3)
         bias = other if bias is None else bias.add(other)
+    bias = None if bias is None else bias.contiguous()  # CUDA's kernels refuse views that begin anywhere
     query, key, value = parts.view(-1, length, *parts.shape[1:]).permute(2, 0, 3, 1, 4)
     mixed = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=relative.scale)
     out.view(-1, length, *out.shape[1:]).copy_(mixed.transpose(1, 2))

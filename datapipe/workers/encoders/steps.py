@@ -196,6 +196,16 @@ class FusedSteps(PlainSteps):
             return kernels.attend_tiled(qkv, spans.places, spans.tiles, heads=heads, window=window, tile=TILE)
         return attend(qkv, spans, heads=heads, out=out, window=window)
 
+    def attend_relative(
+        self, qkv: torch.Tensor, spans: Spans, relative: Relative, *, heads: int, out: torch.Tensor | None
+    ) -> torch.Tensor:
+        """See `relative.attend_relative`; lengths may be unknown where the width of a head is of `HEAD_WIDTHS`."""
+        from datapipe.workers.encoders.relative_kernel import attend_relative_tiled
+
+        if qkv.shape[1] // 3 // heads in HEAD_WIDTHS:
+            return attend_relative_tiled(qkv, spans, relative, heads=heads, tile=TILE)
+        return super().attend_relative(qkv, spans, relative, heads=heads, out=out)
+
 
 def steps_for(device: torch.device, dtype: torch.dtype) -> Steps:
     """The steps for a device and a precision."""

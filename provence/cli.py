@@ -121,8 +121,9 @@ def prune(  # noqa: PLR0913 - each is an option
 ) -> None:
     """Cut from FILES what the question does not need, and print the rest.
 
-    In a terminal the whole text is shown, what is kept highlighted and what is cut dimmed. In a pipe only what is kept
-    is printed, as it stands in the file.
+    In a terminal the whole text is shown: what is kept highlighted, what is cut dimmed.
+
+    In a pipe only what is kept is printed, as it stands in the file.
     """
     if question is None:
         raise ConfigError("the question is missing: give it with --question")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from provence.policy import EmptyPolicy, Pin, RuleName
+from provence.policy import EmptyPolicy, Pin, Policy, RuleName
 from provence.units.unit import TextKind
 
 if TYPE_CHECKING:
@@ -98,8 +98,6 @@ class PruneOptions(BaseModel):
 
     @model_validator(mode="after")
     def _check_policy(self) -> Self:
-        from provence.policy import Policy
-
         Policy(**self._policy())
         return self
 
@@ -121,11 +119,14 @@ class PruneOptions(BaseModel):
 
     def prune(self, question: str, texts: Sequence[str], titles: Sequence[str | None]) -> list[PrunedContext]:
         """Prune texts as the fields say; raises what `Pruner.prune` raises."""
-        return self._pruner().prune(question, texts, **self._call(titles))
+        pruner = self._open_pruner() or self._loaded()
+        return pruner.prune(question, texts, **self._call(titles))
 
     async def aprune(self, question: str, texts: Sequence[str], titles: Sequence[str | None]) -> list[PrunedContext]:
         """The same without blocking the event loop."""
-        pruner = await asyncio.to_thread(self._pruner)
+        pruner = self._open_pruner()
+        if pruner is None:
+            pruner = await asyncio.to_thread(self._loaded)
         return await pruner.aprune(question, texts, **self._call(titles))
 
     def title_of(self, metadata: Mapping[str, Any]) -> str | None:
@@ -133,16 +134,23 @@ class PruneOptions(BaseModel):
         title = metadata.get(self.title_key) if self.title_key is not None else None
         return None if title is None else str(title)
 
-    def _pruner(self) -> Pruner:
+    def _open_pruner(self) -> Pruner | None:
+        """The pruner, if it is open and of the model that the fields name now."""
+        opened = self._opened
+        return opened[1] if opened is not None and opened[0] == self._wanted() else None
+
+    def _loaded(self) -> Pruner:
         from provence.pruner import Pruner
 
-        engine = {name: getattr(self, name) for name in _ENGINE}
-        wanted = tuple(id(value) if name == "worker" else value for name, value in engine.items())
         with _opening:
-            if self._opened is None or self._opened[0] != wanted:
-                self._opened = wanted, Pruner.load(engine.pop("model"), **engine)
-            pruner: Pruner = self._opened[1]
+            pruner = self._open_pruner()
+            if pruner is None:
+                pruner = Pruner.load(**{name: getattr(self, name) for name in _ENGINE})
+                self._opened = self._wanted(), pruner
             return pruner
+
+    def _wanted(self) -> tuple[Any, ...]:
+        return tuple(id(self.worker) if name == "worker" else getattr(self, name) for name in _ENGINE)
 
     def _call(self, titles: Sequence[str | None]) -> dict[str, Any]:
         shown = titles if self.title_key is not None else None

@@ -55,8 +55,13 @@ def compressor_of(pruner_worker: LocalWorker, pruner_spec: ModelSpec) -> Callabl
     return make
 
 
-def plain(documents: Sequence[Document]) -> list[tuple[Any, ...]]:
-    return [(document.id, document.page_content, document.metadata) for document in documents]
+def same(found: Sequence[Document], wanted: Sequence[Document]) -> bool:
+    """Whether documents are alike; scores may differ in their last bits, for other calls may share a batch."""
+    known = [
+        [(one.id, one.page_content, {**one.metadata, "relevance_score": 0}) for one in some] for some in (found, wanted)
+    ]
+    scores = [[one.metadata.get("relevance_score", 0.0) for one in some] for some in (found, wanted)]
+    return known[0] == known[1] and scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
 def test_documents_come_back_shorter_with_id_metadata_and_score(
@@ -83,7 +88,7 @@ def test_the_given_documents_do_not_change_and_share_nothing_with_the_new(
 ) -> None:
     before = copy.deepcopy(documents)
     pruned = compressor_of(threshold=0.0, details=True).compress_documents(tuple(documents), QUESTION)
-    assert plain(documents) == plain(before)
+    assert documents == before
     pruned[0].metadata["source"]["tags"].append("changed")
     assert documents[0].metadata["source"]["tags"] == ["squad"]
 
@@ -101,7 +106,7 @@ def test_top_n_gives_the_best_first(
     everything = compressor_of(threshold=0.0).compress_documents(documents, QUESTION)
     ranked = sorted(everything, key=lambda document: -document.metadata["relevance_score"])
     best = compressor_of(threshold=0.0, top_n=3).compress_documents(documents, QUESTION)
-    assert plain(best) == plain(ranked[:3])
+    assert same(best, ranked[:3])
 
 
 @pytest.mark.parametrize(("empty", "contents"), [("drop", []), ("empty", [""] * 5), ("keep", None)])
@@ -153,23 +158,20 @@ def test_titles_are_read_from_the_metadata(
     with_titles = compressor_of(threshold=0.0, title_key="title").compress_documents(documents, QUESTION)
     without = compressor_of(threshold=0.0, title_key="no such key").compress_documents(documents, QUESTION)
     nothing = compressor_of(threshold=0.0).compress_documents(documents, QUESTION)
-    assert plain(without) == plain(nothing)
-    assert plain(with_titles) != plain(nothing)
+    assert same(without, nothing)
+    assert not same(with_titles, nothing)
     assert [document.page_content for document in with_titles] == [document.page_content for document in nothing]
 
 
 async def test_async_gives_the_same_also_side_by_side(
     compressor_of: Callable[..., ProvenceCompressor], documents: list[Document]
 ) -> None:
-    compressor = compressor_of(threshold=0.5, details=True)
+    compressor = compressor_of(threshold=0.5)
     questions = [passage["question"] for passage in passages(3)]
     several = await asyncio.gather(*(compressor.acompress_documents(documents, question) for question in questions))
     for question, pruned in zip(questions, several, strict=True):
         alone = compressor.compress_documents(documents, question)
-        assert [document.page_content for document in pruned] == [document.page_content for document in alone]
-        assert [document.metadata["relevance_score"] for document in pruned] == pytest.approx(
-            [document.metadata["relevance_score"] for document in alone], abs=1e-5
-        )
+        assert same(pruned, alone)
 
 
 async def test_no_documents_give_none_and_open_no_model() -> None:
@@ -251,14 +253,14 @@ async def test_as_a_runnable_it_is_a_part_of_a_chain(
     compressor_of: Callable[..., ProvenceCompressor], documents: list[Document]
 ) -> None:
     compressor, heard = compressor_of(threshold=0.5), Heard()
-    want = plain(compressor.compress_documents(documents, QUESTION))
+    want = compressor.compress_documents(documents, QUESTION)
     chain = RunnablePassthrough() | compressor.as_runnable() | len
     inputs = {"question": QUESTION, "documents": documents}
     assert chain.invoke(inputs, config={"callbacks": [heard]}) == len(want)
     parents = {name: parent for name, parent, _ in heard.started}
     assert parents["ProvenceCompressor"] is not None
-    assert plain(await compressor.as_runnable().ainvoke({"query": QUESTION, "documents": documents})) == want
-    assert [plain(some) for some in compressor.as_runnable().batch([inputs] * 2)] == [want] * 2
+    assert same(await compressor.as_runnable().ainvoke({"query": QUESTION, "documents": documents}), want)
+    assert all(same(found, want) for found in compressor.as_runnable().batch([inputs] * 2))
 
 
 @pytest.mark.parametrize(
@@ -273,14 +275,14 @@ def test_copies_share_the_model_until_they_name_another(
     compressor_of: Callable[..., ProvenceCompressor], documents: list[Document]
 ) -> None:
     compressor = compressor_of(threshold=0.5)
-    want = plain(compressor.compress_documents(documents, QUESTION))
+    want = compressor.compress_documents(documents, QUESTION)
     for twin in (compressor.model_copy(), compressor.model_copy(deep=True), copy.deepcopy(compressor)):
-        assert plain(twin.compress_documents(documents, QUESTION)) == want
+        assert same(twin.compress_documents(documents, QUESTION), want)
     everything = compressor.model_copy(update={"threshold": 0.0}).compress_documents(documents, QUESTION)
     assert [document.page_content for document in everything] == [document.page_content for document in documents]
     with pytest.raises(ModelError):
         compressor.model_copy(update={"model": "/no/such/folder"}).compress_documents(documents, QUESTION)
-    assert plain(compressor.compress_documents(documents, QUESTION)) == want
+    assert same(compressor.compress_documents(documents, QUESTION), want)
 
 
 def test_a_dump_holds_the_options_and_no_worker(compressor_of: Callable[..., ProvenceCompressor]) -> None:
@@ -293,15 +295,15 @@ def test_a_dump_holds_the_options_and_no_worker(compressor_of: Callable[..., Pro
 
 def test_a_pickle_opens_the_model_again(pruner_folder: Path, documents: list[Document]) -> None:
     compressor = ProvenceCompressor(model=str(pruner_folder), device="cpu", dtype="float32", threshold=0.0, top_n=2)
-    want = plain(compressor.compress_documents(documents, QUESTION))
+    want = compressor.compress_documents(documents, QUESTION)
     twin = pickle.loads(pickle.dumps(compressor))  # noqa: S301 - our own
     assert twin.model_dump() == compressor.model_dump()
-    assert plain(twin.compress_documents(documents, QUESTION)) == want
+    assert same(twin.compress_documents(documents, QUESTION), want)
     twin.close()
-    assert plain(compressor.compress_documents(documents, QUESTION)) == want
+    assert same(compressor.compress_documents(documents, QUESTION), want)
     compressor.close()
     compressor.close()
-    assert plain(compressor.compress_documents(documents, QUESTION)) == want
+    assert same(compressor.compress_documents(documents, QUESTION), want)
     compressor.close()
 
 
@@ -321,10 +323,7 @@ def test_a_remote_worker_gives_the_same_and_is_pickled_with_it(
     remote = ProvenceCompressor(model=pruner_spec.name, threshold=0.5, worker=HttpWorker(url))
     for compressor in (remote, pickle.loads(pickle.dumps(remote))):  # noqa: S301 - our own
         pruned = compressor.compress_documents(documents, QUESTION)
-        assert [document.page_content for document in pruned] == [document.page_content for document in want]
-        assert [document.metadata["relevance_score"] for document in pruned] == pytest.approx(
-            [document.metadata["relevance_score"] for document in want], abs=1e-5
-        )
+        assert same(pruned, want)
         compressor.worker.close()
 
 
@@ -345,10 +344,10 @@ async def test_it_works_in_a_contextual_compression_retriever(
     retriever = ContextualCompressionRetriever(
         base_compressor=compressor, base_retriever=Stored(documents=documents, k=4)
     )
-    want = plain(compressor.compress_documents(documents[:4], QUESTION))
-    assert plain(retriever.invoke(QUESTION, config={"callbacks": [heard]})) == want
+    want = compressor.compress_documents(documents[:4], QUESTION)
+    assert same(retriever.invoke(QUESTION, config={"callbacks": [heard]}), want)
     assert heard.started[0][1] is not None, "the run is a child of the retriever's"
-    assert plain(await retriever.ainvoke(QUESTION)) == want
+    assert same(await retriever.ainvoke(QUESTION), want)
     empty = ContextualCompressionRetriever(base_compressor=compressor, base_retriever=Stored(documents=[]))
     assert empty.invoke(QUESTION) == []
 

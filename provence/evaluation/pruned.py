@@ -8,7 +8,7 @@ Raises what the pruner raises.
 from __future__ import annotations
 
 from itertools import groupby, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -25,12 +25,14 @@ __all__ = ["PrunerScorer"]
 
 _QUESTIONS = 128
 
+_Spans: TypeAlias = "list[tuple[int, int]]"
+
 
 class PrunerScorer:
     """Mean keep probabilities of the given sentences, whatever rule of decision the model's family publishes.
 
     Its own threshold is the model's, where the published rule is the mean too; else it has none. A question too long
-    for the model is cut.
+    for the model is cut. Text between two sentences, such as the heading of a section, is shown and not counted.
 
     Args:
         pruner: Any.
@@ -49,24 +51,36 @@ class PrunerScorer:
         questions = groupby(passages, key=lambda passage: passage.place)
         asked = (list(group) for _, group in questions)
         while batch := list(islice(asked, _QUESTIONS)):
-            for found in self._scores(batch):
-                for scores in found:
-                    yield self._taken(scores)
+            spans = [[_covering(passage) for passage in group] for group in batch]
+            for group, covered, found in zip(batch, spans, self._scores(batch, spans), strict=True):
+                for passage, shown, scores in zip(group, covered, found, strict=True):
+                    yield self._taken(passage, shown, scores)
 
-    def _scores(self, batch: list[list[Passage]]) -> list[list[PruneScores]]:
+    def _scores(self, batch: list[list[Passage]], spans: list[list[_Spans]]) -> list[list[PruneScores]]:
         return self._pruner.scores_batch(
             [(group[0].example.question, [passage.text for passage in group]) for group in batch],
             titles=[[passage.example.title or None for passage in group] for group in batch] if self._titles else None,
-            spans=[
-                [list(zip(passage.starts.tolist(), passage.ends.tolist(), strict=True)) for passage in group]
-                for group in batch
-            ],
+            spans=spans,
             joint=self._joint,
             cut_question=True,
         )
 
-    def _taken(self, scores: PruneScores) -> PassageScores:
+    def _taken(self, passage: Passage, shown: _Spans, scores: PruneScores) -> PassageScores:
         if scores.rule == "mean":
             self.threshold = float(np.nextafter(scores.threshold, 1))
-        values = np.asarray(scores.probabilities, dtype=np.float64)
-        return PassageScores(values, float(scores.score))
+        counted = np.isin([start for start, _ in shown], passage.starts)
+        return PassageScores(np.asarray(scores.probabilities, dtype=np.float64)[counted], float(scores.score))
+
+
+def _covering(passage: Passage) -> _Spans:
+    """The sentences, and between them what else is visible, in order."""
+    spans: _Spans = []
+    before = 0
+    for start, end in zip(passage.starts.tolist(), passage.ends.tolist(), strict=True):
+        gap = passage.text[before:start]
+        if gap.strip():
+            first = before + len(gap) - len(gap.lstrip())
+            spans.append((first, first + len(gap.strip())))
+        spans.append((start, end))
+        before = end
+    return spans

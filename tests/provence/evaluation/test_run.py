@@ -73,6 +73,16 @@ def test_the_pruners_scores_are_those_that_it_gives_for_the_passages_own_sentenc
     assert scorer.threshold == pytest.approx(0.5)
 
 
+def test_text_between_two_sentences_is_shown_and_not_counted(pruner: Pruner, tmp_path: Path) -> None:
+    context = "It rained.\n # Visits \nAnna came."
+    line = row(context=context, sent_end=[10, len(context)], sent_start=[0, context.index("Anna")])
+    outcome = scored(PrunerScorer(pruner), written(tmp_path / "set.parquet", [line]))
+    spans = [(0, 10), (12, 20), (context.index("Anna"), len(context))]
+    (whole,) = pruner.scores("Who came?", [context], spans=[spans])
+    assert outcome.texts == ("It rained.", "Anna came.")
+    np.testing.assert_allclose(outcome.probabilities, np.asarray(whole.probabilities)[[0, 2]], atol=1e-5)
+
+
 def test_a_sets_row_is_that_of_its_flat_scores_and_macro_is_the_mean(data: Path, tmp_path: Path) -> None:
     first = data / "squad20_dev.parquet"
     second = written(tmp_path / "tiny.parquet", [row(id=str(place)) for place in range(5)])

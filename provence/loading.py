@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from datapipe.errors import ModelNotFoundError
 from datapipe.workers.spec import ModelSpec
@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from datapipe.workers.folder import ModelFolder
     from datapipe.workers.spec import DtypeName
 
-__all__ = ["CALIBRATION", "DEFAULT", "read_calibration", "resolved"]
+__all__ = ["CALIBRATION", "DEFAULT", "Backend", "named", "read_calibration", "resolved"]
 
 DEFAULT = "default"
+
+Backend = Literal["torch", "onnx"]
+"""What a worker of a pruner's own computes with."""
+
 CALIBRATION = "calibration.json"
 """In a model's folder: the calibration that is used where none is given."""
 
@@ -44,11 +48,16 @@ def resolved(
     from datapipe.workers.folder import resolve
     from provence.families import conduct_of
 
-    spec = _default_spec() if model == DEFAULT else ModelSpec(name=model, source=model, task="prune")
+    spec = named(model)
     folder = resolve(spec)
     if dtype is None and conduct_of(folder).family != "native" and resolve_devices(device)[0].type == "cpu":
         dtype = "float32"
     return replace(spec, dtype=dtype or spec.dtype, max_length=max_length or spec.max_length), folder
+
+
+def named(model: str) -> ModelSpec:
+    """The spec of `default`, of a folder or of a hub id. Raises `ModelNotFoundError` where no default is installed."""
+    return _default_spec() if model == DEFAULT else ModelSpec(name=model, source=model, task="prune")
 
 
 def _default_spec() -> ModelSpec:

@@ -20,7 +20,7 @@ from datapipe.errors import ConfigError
 from datapipe.workers.protocol import Priority
 from datapipe.workers.tasks.rerank import RerankItem
 from provence.assemble import asked, contexts
-from provence.loading import DEFAULT, read_calibration, resolved
+from provence.loading import DEFAULT, Backend, named, read_calibration, resolved
 from provence.policy import Policy
 from provence.stream import in_order
 
@@ -68,6 +68,7 @@ class Pruner:
         model: Name of the model there.
         spec: The model, where there is no worker.
         device: Device of a worker of its own.
+        backend: What a worker of its own computes with.
         calibration: Where `target_recall` finds its thresholds.
     """
 
@@ -78,9 +79,11 @@ class Pruner:
         *,
         spec: ModelSpec | None = None,
         device: str = "auto",
+        backend: Backend = "torch",
         calibration: Calibration | None = None,
     ) -> None:
         self._given, self._model, self._spec, self._device = worker, model, spec, device
+        self._backend = backend
         self._calibration = calibration
         self._checked = False
         self._own: Worker | None = None
@@ -94,6 +97,7 @@ class Pruner:
         device: str = "auto",
         dtype: DtypeName | None = None,
         max_length: int | None = None,
+        backend: Backend = "torch",
         worker: Worker | None = None,
         calibration: Calibration | str | Path | None = None,
     ) -> Self:
@@ -105,17 +109,27 @@ class Pruner:
             dtype: Precision. None follows the hardware, but takes float32 on the CPU for models of other families.
                 Not with `worker`.
             max_length: Tokens of a window at most; None takes the model's own. Not with `worker`.
+            backend: `torch`, or `onnx` for int8 on the CPU by onnxruntime, without torch: for models of our own layout,
+                and for those that `provence export` wrote. Not with `worker`.
             worker: Where the model runs; None makes one in this process.
-            calibration: A calibration or its file; None takes calibration.json in the model's folder, if there is one.
+            calibration: A calibration or its file; None takes calibration.json in the model's folder, if there is one,
+                but not for `onnx`, whose probabilities differ.
 
         Raises:
             ModelError: There is no such model, or it cannot be loaded.
             ConfigError: An option is out of range, or stated beside `worker`.
         """
         if worker is not None:
-            if device != "auto" or dtype is not None or max_length is not None:
-                raise ConfigError("device, dtype and max_length are the worker's own matter; state them there")
+            if device != "auto" or dtype is not None or max_length is not None or backend != "torch":
+                raise ConfigError("device, dtype, max_length and backend are the worker's own matter; state them there")
             return cls(worker, str(model), calibration=read_calibration(calibration))
+        if backend == "onnx":
+            if device not in {"auto", "cpu"} or dtype is not None:
+                raise ConfigError("the backend onnx computes in int8 on the CPU: leave device and dtype out")
+            own = replace(named(str(model)), max_length=max_length)
+            pruner = cls(None, own.name, spec=own, backend=backend, calibration=read_calibration(calibration))
+            pruner._loaded()
+            return pruner
         spec, folder = resolved(str(model), device=device, dtype=dtype, max_length=max_length)
         pruner = cls(None, spec.name, spec=spec, device=device, calibration=read_calibration(calibration, folder))
         pruner._loaded()
@@ -305,6 +319,10 @@ class Pruner:
         if self._given is not None:
             return self._given
         with self._lock:
+            if self._own is None and self._backend == "onnx" and self._spec is not None:
+                from provence.onnx.worker import OnnxWorker
+
+                self._own = OnnxWorker(self._spec)
             if self._own is None:
                 from datapipe.workers.worker import LocalWorker
 

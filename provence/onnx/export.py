@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from datapipe.workers.folder import resolve
 from datapipe.workers.spec import ModelSpec
+from provence.loading import named
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["export_onnx", "spec_of_pruner"]
-
-DEFAULT = "default"
 
 
 def export_onnx(model: str | Path | ModelSpec, out: Path) -> dict[str, Any]:
@@ -49,10 +48,4 @@ def export_onnx(model: str | Path | ModelSpec, out: Path) -> dict[str, Any]:
 
 def spec_of_pruner(model: str | Path | ModelSpec) -> ModelSpec:
     """The spec of a model named in one of the usual ways. Raises `ModelNotFoundError` where no default is installed."""
-    if isinstance(model, ModelSpec):
-        return model
-    if str(model) == DEFAULT:
-        from provence.loading import resolved
-
-        return resolved(DEFAULT, device="cpu", dtype=None, max_length=None)[0]
-    return ModelSpec(name=str(model), source=str(model), task="prune")
+    return model if isinstance(model, ModelSpec) else named(str(model))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -371,6 +372,25 @@ def test_numbers_that_are_not_finite_are_refused(single: OnnxWorker, monkeypatch
         single.run("prune", ONE, model="m")
 
 
+def test_a_pruner_makes_such_a_worker_of_its_own_and_survives_pickling(pruner_folder: Path, pruner: Pruner) -> None:
+    text = "It began in 1973. Prices rose."
+    with Pruner.load(pruner_folder, backend="onnx", max_length=64) as mine:
+        (found,) = mine.scores("When did it begin?", [text])
+        with pickle.loads(pickle.dumps(mine)) as copy:  # noqa: S301 - our own
+            (again,) = copy.scores("When did it begin?", [text])
+        assert mine.digest != pruner.digest
+    np.testing.assert_array_equal(found.probabilities, again.probabilities)
+    assert np.abs(found.probabilities - pruner.scores("When did it begin?", [text])[0].probabilities).max() < MARGIN
+
+
+def test_what_the_backend_cannot_do_is_refused(pruner_folder: Path, worker: OnnxWorker) -> None:
+    for options in ({"device": "cuda"}, {"dtype": "float32"}):
+        with pytest.raises(ConfigError, match="the backend onnx computes in int8 on the CPU"):
+            Pruner.load(pruner_folder, backend="onnx", **options)
+    with pytest.raises(ConfigError, match="backend are the worker's own matter"):
+        Pruner.load("random-pruner", worker=worker, backend="onnx")
+
+
 # Folders.
 
 
@@ -459,10 +479,8 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 from provence import Pruner
-from provence.onnx import OnnxWorker
 
-with OnnxWorker({folder!r}) as worker:
-    pruner = Pruner.load({folder!r}, worker=worker)
+with Pruner.load({folder!r}, backend="onnx") as pruner:
     (found,) = pruner.prune("When did it begin?", ["It began in 1973. Prices rose."], threshold=0.0)
     assert found.text == "It began in 1973. Prices rose.", found
     assert len(pruner.rerank("Who?", ["a", "b"])) == 2

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
 
 from datapipe.settings import ServeSettings
 from datapipe.workers import LocalWorker, ModelSpec
@@ -17,6 +20,7 @@ from provence.http import PruneResponse
 from provence.pruner import Pruner
 from tests.provence.faces import QUESTION, app_over, passages, served
 from tests.workers.http.servers import client_of, error_of
+from tests.workers.http.test_openapi import CHECKS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -220,3 +224,19 @@ async def test_it_is_documented(app: FastAPI) -> None:
     fields = document["components"]["schemas"]["PruneRequest"]["properties"]
     assert all(json.dumps(field).find("description") > 0 for name, field in fields.items() if name != "query")
     assert fields["top_n"]["anyOf"][0]["minimum"] == 1
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_no_request_gets_an_answer_that_is_not_documented(
+    pruner_worker: LocalWorker, pruner_spec: ModelSpec, mode: GenerationMode
+) -> None:
+    limits = ServeSettings(max_texts=6, max_characters=60, max_body_bytes=4000, max_tokens=400)
+    app = app_over(pruner_worker, pruner_spec, settings=limits)
+    operation = schemathesis.openapi.from_asgi("/openapi.json", app)["/v1/prune"]["POST"]
+
+    @settings(max_examples=25, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def every(case: schemathesis.Case) -> None:
+        case.validate_response(case.call(), checks=CHECKS)
+
+    every()

@@ -17,7 +17,7 @@ import re
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from provence.units.spans import pieces, trim
+from provence.units.spans import LONGEST, pieces, trim
 from provence.units.words import (
     CLOSERS,
     DOES_NOT_END,
@@ -41,6 +41,7 @@ __all__ = ["add_prose", "sentences"]
 _PARAGRAPH = re.compile(r"[\f\u2029]|(?:\r\n?+|[\n\u2028])[^\S\r\n\u2028]*+(?:\r\n?+|[\n\u2028])")
 _NEW_LINE = re.compile(r"[\r\n\u2028]")
 _LINE = re.compile(r"[^\r\n\u2028]++")
+_UNMARKED = re.compile(r"[\u0e01-\u0eff]{8}")  # Thai and Lao mark no sentences, and put spaces between clauses only
 _BULLET = re.compile(r"(?:[-*+•‣◦▪·●○–—]|\(?[A-Za-z]\))\s")
 _NUMBER = re.compile(r"[(\[]?\d{1,3}[.)\]]\s")
 _FIRST_NUMBER = re.compile(r"[(\[]?1[.)\]]\s")
@@ -49,10 +50,15 @@ _CANDIDATE = re.compile(
     rf"((?:[{re.escape(CLOSERS)}]|[ \u00a0\u202f](?:[»›]|'')(?!\S))*+(?:\[[^\[\]\r\n]{{1,20}}\])*+)"
     r"(\s*+)"
 )
+_WORD = re.compile(r"\w")
+_ENUMERATOR = re.compile(r"\d{1,3}(?:\.\d{1,3}){0,4}|\w|[IVXLC]{1,5}|[ivxlc]{1,5}")
 _NEXT = re.compile(rf"[\s{re.escape(OPENERS)}–—-]*+((\w?)(\w?)\w{{0,30}}+)(.?)", re.DOTALL)
 _ROMAN_OR_NUMBER = re.compile(r"\d|(?:[IVXLC]{2,}|[VXLC])\b|[A-Z]\d|[(#§]")
 
 _LOOK_BACK = 24
+_LOOK_AHEAD = 400
+_CLAUSES = 160
+_MARK = 3
 _UNWRAPPED = 160
 _NARROW = 40
 
@@ -64,7 +70,8 @@ def sentences(text: str, start: int, end: int, *, small: bool = False) -> Iterat
     """
     for first, last in _blocks(text, start, end):
         for begin, stop in _sentences(text, first, last, small=small):
-            yield from pieces(text, begin, stop, by_line=False)
+            unmarked = _UNMARKED.search(text, begin, min(stop, begin + _LOOK_AHEAD))
+            yield from pieces(text, begin, stop, by_line=False, longest=_CLAUSES if unmarked else LONGEST)
 
 
 def add_prose(to: Collector, start: int, end: int, parent: int | None, *, first: UnitKind = "sentence") -> int | None:
@@ -110,7 +117,9 @@ def _unwrapped(text: str, start: int, end: int) -> Iterator[Span]:
 
 def _ends_on_purpose(text: str, row: Span, following: Span, width: int) -> bool:
     begin, stop = following
-    if begin == stop or _BULLET.match(text, begin, stop):
+    if _bare(text, row):
+        return False
+    if begin == stop or _bare(text, following) or _BULLET.match(text, begin, stop):
         return True
     first = text[begin]
     if first.islower():
@@ -122,14 +131,30 @@ def _ends_on_purpose(text: str, row: Span, following: Span, width: int) -> bool:
     return width <= _NARROW and (first.isupper() or first.isdigit()) and text[row[1] - 1 : row[1]] != ","
 
 
+def _bare(text: str, row: Span) -> bool:
+    """Whether a line holds a bullet, of whatever sign, and nothing else."""
+    start, end = row
+    return 0 < end - start <= _MARK and not _WORD.search(text, start, end) and text[start] not in SPACED_END + CLOSERS
+
+
 def _sentences(text: str, start: int, end: int, *, small: bool) -> Iterator[Span]:
-    at = start
+    """Sentences of a block. Marks without letter or digit go with the sentence after them, at the end with the last."""
+    held = (start, start)
+    at = seen = start
+    spoken = False
     for found in _CANDIDATE.finditer(text, start, end):
-        if found.end() < end and _ends(text, at, found, end, small=small):
-            yield at, found.end(2)
-            at = found.end()
-    if at < end:
-        yield at, end
+        spoken = spoken or _WORD.search(text, seen, found.start()) is not None
+        seen = found.end()
+        if spoken and seen < end and _ends(text, at, found, end, small=small):
+            if at > start:
+                yield held
+            held = (at, found.end(2))
+            at = seen
+            spoken = False
+    if at > start and (spoken or _WORD.search(text, seen, end)):
+        yield held
+        held = (at, end)
+    yield held[0], end
 
 
 def _ends(text: str, at: int, found: re.Match[str], end: int, *, small: bool) -> bool:
@@ -165,10 +190,10 @@ def _full_stop(before: str, after: str, *, starts: bool, alone: bool) -> bool:
     name = before.lower()
     parts = before.split(".")
     number = before.isdigit()
-    if alone and (number or len(before) == 1):  # an enumerator
+    if alone and _ENUMERATOR.fullmatch(before):
         return False
     if number:
-        return not (len(before) <= 2 and after in MONTHS)  # noqa: PLR2004  # days and centuries
+        return not (len(before) <= 2 and (after in MONTHS or after.isdigit()))  # noqa: PLR2004  # a day
     if name in DOES_NOT_END:
         return False
     if name in NEEDS_NUMBER and _ROMAN_OR_NUMBER.match(after):

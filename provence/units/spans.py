@@ -40,8 +40,13 @@ def trim(text: str, start: int, end: int) -> Span:
     """The span without the white space at its ends; start == end if nothing is left."""
     if start < end and not text[start].isspace() and not text[end - 1].isspace():
         return start, end
-    start = _SPACE.match(text, start, end).end()  # type: ignore[union-attr]  # it matches everywhere
+    start = _left(text, start, end)
     return (start, start + len(text[start:end].rstrip())) if start < end else (end, end)
+
+
+def _left(text: str, start: int, end: int) -> int:
+    found = _SPACE.match(text, start, end)
+    return found.end() if found else start
 
 
 def lines(text: str, start: int, end: int) -> Iterator[Span]:
@@ -53,23 +58,23 @@ def lines(text: str, start: int, end: int) -> Iterator[Span]:
     yield at, end
 
 
-def pieces(text: str, start: int, end: int, *, by_line: bool) -> Iterator[Span]:
-    """The trimmed span in parts of at most `LONGEST` characters, cut at line (if `by_line`), clause or word ends.
+def pieces(text: str, start: int, end: int, *, by_line: bool, longest: int = LONGEST) -> Iterator[Span]:
+    """The trimmed span in parts of at most `longest` characters, cut at line (if `by_line`), clause or word ends.
 
     Where none lies in the second half of what may stay together, the cut falls between two characters; not before a
     combining mark or joiner, unless more than 32 of them follow each other.
     """
     start, end = trim(text, start, end)
-    while end - start > LONGEST:
-        cut = _cut(text, start, by_line=by_line)
+    while end - start > longest:
+        cut = _cut(text, start, longest, by_line=by_line)
         yield trim(text, start, cut)
-        start, _ = trim(text, cut, end)
+        start = _left(text, cut, end)
     if start < end:
         yield start, end
 
 
-def _cut(text: str, start: int, *, by_line: bool) -> int:
-    low, high = start + LONGEST // 2, start + LONGEST
+def _cut(text: str, start: int, longest: int, *, by_line: bool) -> int:
+    low, high = start + longest // 2, start + longest
     patterns = (_LAST_CLAUSE_END, _LAST_WIDE_CLAUSE_END, _LAST_SPACE)
     for pattern in (_LAST_LINE_END, *patterns) if by_line else patterns:
         if found := pattern.match(text, low, high):

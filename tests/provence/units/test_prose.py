@@ -33,14 +33,15 @@ SENTENCES = {
     "quotes": ['He said "Stop!" and left.', '"Why?" she asked.', "“No.”", "He ran."],
     "ellipses": ["It works... maybe.", "And then...", "Nothing happened.", "Wait . . . what?"],
     "addresses": ["Visit https://www.example.com/a.b?c=d.", "Use Node.js v1.2.3, or write to a.b@c.org.", "Done!"],
-    "enumerators": ["1. First comes this.", "2. Then that.", "A. Last."],
+    "enumerators": ["1. First comes this.", "2. Then that.", "A. Last.", "IV. A part.", "2.1. Its part."],
+    "marks alone": ["... so he said.", "Well!", "No! ?! — *"],
     "missing space": ["The shop was closed.", "The owner left."],
     "years": ["It began in 1973.", "In 1974 it ended."],
     "names in small letters": ["He has one.", "iPhone users disagree."],
     "emphasis": ["**It is bold.**", "_It is not._", "`Code.`", "Fine."],
     "German": [
         "Das ist z. B. ein Satz.",
-        "Am 3. Oktober war Feiertag.",
+        "Am 3. Oktober war Feiertag, am 1. 2. 1970 nicht.",
         "Dr. Müller kam im 19. Jahrhundert.",
         "»Gut.«",
     ],
@@ -69,6 +70,13 @@ def test_scripts_without_spaces_are_cut_after_their_marks(name: str) -> None:
     assert texts("".join(UNSPACED[name])) == UNSPACED[name]
 
 
+def test_scripts_without_marks_are_cut_at_spaces_into_clauses() -> None:
+    clause = "นี่คือประโยคหนึ่งที่ยาวพอสมควร"
+    found = texts(" ".join([clause] * 20))
+    assert len(found) > 3
+    assert all(set(told.split()) == {clause} for told in found)
+
+
 def test_text_without_capitals_is_cut_too() -> None:
     assert texts("hello there. how are you? i am fine, e.g. today.") == [
         "hello there.",
@@ -82,6 +90,10 @@ def test_lines_that_were_wrapped_are_joined_and_lines_ended_on_purpose_are_not()
     assert texts(wrapped) == [wrapped]
     titled = "A short title\nThe first sentence of this text is long. The second one is not."
     assert texts(titled) == ["A short title", "The first sentence of this text is long.", "The second one is not."]
+    assert texts("•\nBread, as we said\n\ufffd\nSalt, as they said") == [
+        "•\nBread, as we said",
+        "\ufffd\nSalt, as they said",
+    ]
     assert texts("We need:\n- bread\n- salt\n1) and\n2) more") == ["We need:", "- bread", "- salt", "1) and", "2) more"]
 
 

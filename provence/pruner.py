@@ -14,7 +14,7 @@ import asyncio
 import threading
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack, get_args
 
 from datapipe.errors import ConfigError
 from datapipe.workers.protocol import Priority
@@ -119,6 +119,8 @@ class Pruner:
             ModelError: There is no such model, or it cannot be loaded.
             ConfigError: An option is out of range, or stated beside `worker`.
         """
+        if backend not in get_args(Backend):
+            raise ConfigError(f"backend must be one of {', '.join(get_args(Backend))}. Got {backend!r}")
         if worker is not None:
             if device != "auto" or dtype is not None or max_length is not None or backend != "torch":
                 raise ConfigError("device, dtype, max_length and backend are the worker's own matter; state them there")

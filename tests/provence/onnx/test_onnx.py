@@ -387,6 +387,8 @@ def test_what_the_backend_cannot_do_is_refused(pruner_folder: Path, worker: Onnx
     for options in ({"device": "cuda"}, {"dtype": "float32"}):
         with pytest.raises(ConfigError, match="the backend onnx computes in int8 on the CPU"):
             Pruner.load(pruner_folder, backend="onnx", **options)
+    with pytest.raises(ConfigError, match=r"backend must be one of torch, onnx\. Got 'jax'"):
+        Pruner.load(pruner_folder, backend="jax")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="backend are the worker's own matter"):
         Pruner.load("random-pruner", worker=worker, backend="onnx")
 

@@ -99,9 +99,10 @@ class _Text:
     def oblige(self) -> None:
         """Note the units that must be kept whatever the aim says."""
         first = [(0, "first")] if self._policy.always_keep_first and self.reasons else []
-        order = np.argsort(-np.asarray(self.scores.probabilities), kind="stable")
-        best = [(int(unit), "min_keep") for unit in order[: self._policy.min_keep]]
-        self.obliged = [*first, *best]
+        self.obliged = first
+        if self._policy.min_keep:
+            order = np.argsort(-np.asarray(self.scores.probabilities), kind="stable")
+            self.obliged = first + [(int(unit), "min_keep") for unit in order[: self._policy.min_keep]]
 
     def complete(self) -> None:
         """Keep what is obliged and has not been chosen, and what the kept units bring."""

@@ -8,8 +8,8 @@ So what comes back is a number or two a unit and a score a window, however long 
 
 from __future__ import annotations
 
-from itertools import accumulate
-from typing import TYPE_CHECKING
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
@@ -117,16 +117,22 @@ def _add(total: Float64, where: Int64, values: Float32) -> None:
 
 
 def _by_text(batch: Sequence[PreparedText], sums: Float64, above: Float64 | None, scores: Float32) -> list[RawScores]:
-    found = []
-    unit = window = 0
-    for place, text in enumerate(batch):
-        tokens = np.maximum(text.text.lengths, 1)
-        ours = slice(unit, unit + len(tokens))
-        best = float(scores[window : window + len(text.windows)].max())
-        probabilities = np.clip(sums[ours] / tokens, 0, 1).astype(np.float32)
-        if not (np.isfinite(best) and np.isfinite(probabilities).all()):
-            raise FloatingPointError(f"a probability or the score of text {place} of the batch is not finite")
-        shares = None if above is None else (above[ours] / tokens).astype(np.float32)
-        found.append(RawScores(probabilities, shares, best))
-        unit, window = ours.stop, window + len(text.windows)
-    return found
+    tokens = np.maximum(np.concatenate([text.text.lengths for text in batch]), 1)
+    probabilities = np.clip(sums / tokens, 0, 1).astype(np.float32)
+    shares = None if above is None else (above / tokens).astype(np.float32)
+    windows = list(accumulate((len(text.windows) for text in batch), initial=0))
+    best = np.maximum.reduceat(scores, windows[:-1])
+    units = list(accumulate((len(text.text.kinds) for text in batch), initial=0))
+    if not (np.isfinite(probabilities).all() and np.isfinite(best).all()):
+        _refuse(probabilities, best, units)
+    return [
+        RawScores(probabilities[a:b], None if shares is None else shares[a:b], float(score))
+        for (a, b), score in zip(pairwise(units), best, strict=True)
+    ]
+
+
+def _refuse(probabilities: Float32, best: Float32, units: Sequence[int]) -> NoReturn:
+    for place, (a, b) in enumerate(pairwise(units)):
+        if not (np.isfinite(probabilities[a:b]).all() and np.isfinite(best[place])):
+            break
+    raise FloatingPointError(f"a probability or the score of text {place} of the batch is not finite")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -94,6 +95,9 @@ def lay_windows(
     """
     head = np.concatenate([frame.prefix, question, frame.middle, title])
     room = max_length - len(head) - len(frame.suffix)
+    if bounds[-1] <= room:
+        lengths = np.array([end - start for start, end in pairwise(bounds)], np.int32)
+        return [Window(np.concatenate([head, units, frame.suffix]), len(head), 0, lengths)]
     found = []
     for view, scored in _views(bounds, room):
         ids = np.concatenate([head, units[view.start : view.stop], frame.suffix])

@@ -84,7 +84,7 @@ class Preparer:
     ) -> None:
         self._tokenizer, self._conduct, self._max_length = tokenizer, conduct, max_length
         self._frame = tokenizer.frame()
-        self._reader = UnitReader(tokenizer, spaced=conduct.spaced, cache_bytes=cache_bytes)
+        self._reader = UnitReader(tokenizer, spaced=conduct.spaced, trailing=conduct.trailing, cache_bytes=cache_bytes)
         self._question_limit = max_length - self._frame.length - text_room(max_length, self._frame)
 
     def prepare_many(self, items: Sequence[Item], *, first: int = 0) -> list[PreparedText]:

@@ -110,11 +110,14 @@ class UnitReader:
     Args:
         tokenizer: Of the model.
         spaced: Whether a unit is tokenised with a space before it, but for the first of a text.
+        trailing: Whether it is instead tokenised with the white space that follows it.
         cache_bytes: Memory for texts seen before; 0 keeps none.
     """
 
-    def __init__(self, tokenizer: UnitTokenizer, *, spaced: bool, cache_bytes: int = CACHE_BYTES) -> None:
-        self._tokenizer, self._spaced = tokenizer, spaced
+    def __init__(
+        self, tokenizer: UnitTokenizer, *, spaced: bool, trailing: bool = False, cache_bytes: int = CACHE_BYTES
+    ) -> None:
+        self._tokenizer, self._spaced, self._trailing = tokenizer, spaced, trailing
         self._cache = _Cache(cache_bytes)
 
     def read(self, items: Sequence[PruneItem], *, first: int = 0) -> list[UnitTokens]:
@@ -154,6 +157,8 @@ class UnitReader:
 
     def _dressed(self, item: PruneItem, units: Sequence[Unit]) -> list[str]:
         """The units' texts as the tokenizer is to see them; a title before them is what comes first."""
+        if self._trailing:
+            return [item.text[start:end] for start, end in pairwise([*(unit.start for unit in units), len(item.text)])]
         follows = " " if self._spaced else ""
         texts = [follows + item.text[unit.start : unit.end] for unit in units]
         if texts and self._spaced and not item.title:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import pickle
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 import provence
 from datapipe.errors import ConfigError, ItemError, ModelNotFoundError
@@ -23,6 +26,7 @@ from provence.calibration import calibrate
 from provence.policy import PINS, Policy
 from provence.units.unit import TEXT_KINDS
 from tests.provence.conftest import write_pruner
+from tests.provence.families import checkpoints
 from tests.workers.http.servers import listening
 
 if TYPE_CHECKING:
@@ -357,6 +361,49 @@ def test_models_of_other_families_compute_in_float32_on_the_cpu(
     monkeypatch.setattr(families, "conduct_of", lambda folder: families.replace(real(folder), family="provence"))
     assert dtype() == "float32"
     assert dtype(dtype="bfloat16") == "bfloat16"
+
+
+@pytest.mark.parametrize("family", ["provence", "xprovence", "open_provence", "zilliz"])
+@pytest.mark.parametrize("threshold", [None, 0.5])
+def test_a_family_decides_by_its_published_rule_on_what_plain_modules_compute(
+    tmp_path: Path, family: str, threshold: float | None
+) -> None:
+    made: checkpoints.Checkpoint = getattr(checkpoints, family)(tmp_path / family)
+    shutil.copy(tiny_tokenizer(tmp_path), made.folder / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(str(made.folder / "tokenizer.json"))
+    text, units = "Ada wrote. It rained. Dogs bark.", ["Ada wrote.", " It rained.", " Dogs bark."]
+    question = "WHO wrote, then?"
+    worded = "who wrote then" if family == "provence" else question
+    lengths = [len(tokenizer.encode(unit, add_special_tokens=False)) for unit in units]
+    pair = tokenizer.encode(worded, text)
+    places = np.split([place for place, of in enumerate(pair.sequence_ids) if of == 1], np.cumsum(lengths)[:-1])
+    keep, scores = made.expected([np.array(pair.ids, np.int32)])
+    limit = threshold or {"provence": 0.1, "xprovence": 0.3}.get(family, 0.1)
+    share = family in {"provence", "xprovence"}
+    kept = [float(((keep[own] > limit).float() if share else keep[own]).mean()) > limit for own in places]
+    with Pruner.load(made.folder, device="cpu") as pruner:
+        (found,) = pruner.prune(question, [text], threshold=threshold)
+        (common,) = pruner.prune(question, [text], threshold=limit, rule="mean")
+    assert [sentence.kept for sentence in found.sentences] == kept
+    assert [sentence.kept for sentence in common.sentences] == [float(keep[own].mean()) > limit for own in places]
+    np.testing.assert_allclose(
+        [sentence.keep_probability for sentence in found.sentences], [keep[own].mean() for own in places], atol=1e-4
+    )
+    assert found.relevance_score == pytest.approx(float(scores[0]), abs=1e-4)
+
+
+def tiny_tokenizer(folder: Path) -> Path:
+    """A tokenizer.json of 300 words and pieces, with the template of the embedded one."""
+    whole = json.loads(checkpoints.TOKENIZER.read_text())
+    letters = "abcdefghijklmnopqrstuvwxyz.,?"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    whole["model"]["vocab"] = {piece: place for place, piece in enumerate(pieces)}
+    whole["added_tokens"] = [token | {"id": pieces.index(token["content"])} for token in whole["added_tokens"]]
+    for token in whole["post_processor"]["special_tokens"].values():
+        token["ids"] = [pieces.index(token["id"])]
+    whole["padding"] = whole["truncation"] = None
+    (folder / "tiny.json").write_text(json.dumps(whole))
+    return folder / "tiny.json"
 
 
 def test_scores_can_be_decided_on_again_without_the_model(pruner: Pruner, texts: list[str]) -> None:

@@ -304,7 +304,7 @@ def test_questions_are_worded_as_provence_was_trained() -> None:
     assert plain_question("  What's the capital\tof  France?! ") == "whats the capital of france"
 
 
-def test_units_are_tokenised_with_a_space_before_them_but_for_the_first(tokenizer: UnitTokenizer) -> None:
+def test_units_are_tokenised_with_the_white_space_that_their_family_wants(tokenizer: UnitTokenizer) -> None:
     seen: list[str] = []
 
     class Watching(UnitTokenizer):
@@ -315,13 +315,15 @@ def test_units_are_tokenised_with_a_space_before_them_but_for_the_first(tokenize
             seen.extend(texts)
             return super().pieces(texts)
 
-    for spaced, title, want in [
-        (True, None, ["Stop it.", " Go."]),
-        (True, "T", [" Stop it.", " Go."]),
-        (False, None, ["Stop it.", "Go."]),
-    ]:
+    ways: list[tuple[dict[str, bool], str | None, list[str]]] = [
+        ({}, None, ["Stop it.", " Go."]),
+        ({}, "T", [" Stop it.", " Go."]),
+        ({"spaced": False}, None, ["Stop it.", "Go."]),
+        ({"trailing": True}, "T", ["Stop it.  ", "Go.\n"]),
+    ]
+    for way, title, want in ways:
         seen.clear()
-        conduct = Conduct(family="f", rule="mean", threshold=0.5, spaced=spaced)
+        conduct = Conduct(family="f", rule="mean", threshold=0.5, **way)  # type: ignore[arg-type]
         preparer = Preparer(Watching(), conduct, max_length=128)
-        preparer.prepare_many([PruneItem("q", "Stop it. Go.", title=title)])
+        preparer.prepare_many([PruneItem("q", "Stop it.  Go.\n", title=title)])
         assert seen[-2:] == want

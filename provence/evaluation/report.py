@@ -127,7 +127,7 @@ def macro_figures(sets: Sequence[Figures]) -> Figures:
     with np.errstate(invalid="ignore"):
         values = {name: _mean(np.array([[found.values[name]] for found in sets]))[0] for name in names}
         samples = {name: _mean(np.stack([found.samples[name] for found in sets])) for name in names}
-    about: Row = {"sets": len(sets)}
+    about: Row = {"sets": len(sets), "own_threshold": all(found.about["own_threshold"] for found in sets)}
     about |= {name: sum(found.about[name] for found in sets) for name in ("questions", "passages", "sentences", "gold")}
     return Figures({name: float(value) for name, value in values.items()}, samples, about)
 

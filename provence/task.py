@@ -40,7 +40,7 @@ class PruneItem:
     Attributes:
         question: Any text.
         text: Any text; an empty one has no units.
-        title: Shown to the model at the head of each window, not scored.
+        title: Shown to the model at the head of each window, not scored; cut to an eighth of one.
         kind: How the text is read (`provence.units.TextKind`).
         starts: Offsets at which the caller's own units begin; None lets the text be split.
         ends: Where they end; as many.
@@ -107,6 +107,7 @@ class PruneTask:
     reranker: ClassVar[str] = "prune_rerank"
     item_type: ClassVar[type] = PruneItem
     result_type: ClassVar[type] = PruneScores
+    window_items: ClassVar[int] = 2048
     dim = 0
 
     def __init__(self, preparer: Preparer, model: PrunerModel, *, chunk_tokens: int) -> None:
@@ -214,6 +215,7 @@ class PruneRerankTask:
     reranks: ClassVar[bool] = True
     item_type: ClassVar[type] = RerankItem
     result_type: ClassVar[type] = RerankScore
+    window_items: ClassVar[int] = PruneTask.window_items
     dim = 0
 
     def __init__(self, base: Task) -> None:

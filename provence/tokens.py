@@ -26,7 +26,7 @@ from provence.windows import Frame
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from datapipe.storage.arrays import Int32
+    from datapipe.storage.arrays import Int32, Int64
     from provence.task import PruneItem
     from provence.units.unit import UnitKind
 
@@ -173,7 +173,7 @@ class UnitReader:
         digest.update(f"{item.kind}\0{bool(item.title)}\0{item.starts is None}\0".encode())
         if item.starts is not None and item.ends is not None:
             for offsets in (item.starts, item.ends):
-                digest.update(np.asarray(offsets, np.int64).tobytes() + b"\0")
+                digest.update(_whole(offsets, index).tobytes() + b"\0")
         digest.update(item.text.encode("utf-8", "surrogatepass"))
         return digest.digest()
 
@@ -243,6 +243,13 @@ def _refuse_visible(text: str, start: int, end: int, index: int) -> None:
             "character must lie in one",
             index=index,
         )
+
+
+def _whole(offsets: Sequence[int] | Int32, index: int) -> Int64:
+    found = np.asarray(offsets)
+    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+        raise ItemError(f"starts and ends of item {index} must be lists of whole numbers", index=index)
+    return found.astype(np.int64)
 
 
 def _put_together(units: Sequence[Unit], ids: Sequence[Int32]) -> UnitTokens:

@@ -196,6 +196,7 @@ def test_own_spans_are_kept_to_and_must_cover_the_text(task: PruneTask) -> None:
         ([0], [16], r"within the 15 characters of the text. Got 0 to 16"),
         ([0], [4, 15], r"1 starts, but 2 ends"),
         ([0], None, r"starts without ends"),
+        ([0.5], [15], r"starts and ends of item 0 must be lists of whole numbers"),
     ]:
         with pytest.raises(ItemError, match=message):
             task.prepare_many([replace(item, starts=starts, ends=ends)])

@@ -133,7 +133,7 @@ def pruners(models: Sequence[str], *, device: str, joint: bool, titles: bool) ->
         pruner = Pruner.load(model, device=device)
         about = {"digest": pruner.digest, "titles": titles, "device": processor() if device == "cpu" else device}
         for view in (False, True) if joint else (False,):
-            name = f"{pruner.model} joint" if view else pruner.model
+            name = Path(pruner.model).name + (" joint" if view else "")
             scorer = PrunerScorer(pruner, joint=view, titles=titles, name=name)
             found.append((scorer, {**about, "joint": view}))
     return found

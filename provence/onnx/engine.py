@@ -2,18 +2,18 @@
 
     windows -> padded ids, mask -> session -> keep probabilities -> sums (and counts above a threshold) a unit, scores
 
-A session may be run by several threads at once, each computing on its own core. Raises `FloatingPointError` where the
-model's output is not finite, `MissingExtraError` without onnxruntime, `ModelError` for a graph that does not load.
+Several threads may compute at once, each on its own core. Raises `FloatingPointError` where the model's output is not
+finite, and what `open_session` raises.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from datapipe.errors import MissingExtraError, ModelError
 from provence.onnx.graph import INPUTS, OUTPUTS
+from provence.onnx.session import open_session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from provence.windows import Window
 
 __all__ = ["OnnxModel", "WindowSums", "window_sums"]
-
-_EXACT: Final = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
-"""Instructions that sum products of int8 without overflow. Without any, onnxruntime is told to take its slower way."""
 
 
 class WindowSums(NamedTuple):
@@ -60,20 +57,7 @@ class OnnxModel:
     """
 
     def __init__(self, exported: Exported, *, name: str) -> None:
-        try:
-            import onnxruntime  # type: ignore[import-untyped]
-        except ImportError as error:
-            raise MissingExtraError.of("onnxruntime", extra="onnx", purpose="pruning without torch") from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.enable_mem_pattern = False  # windows differ in length, so no plan of the memory is used twice
-        options.log_severity_level = 3
-        if not _exact_products():
-            options.add_session_config_entry("session.x64quantprecision", "1")
-        try:
-            self._session = onnxruntime.InferenceSession(exported.graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # what onnxruntime raises has no common base
-            raise ModelError(f"model {name}: onnxruntime cannot run its graph ({error})") from error
+        self._session = open_session(exported.graph, name=name)
         self.conduct, self.vocabulary, self.positions = exported.conduct, exported.vocabulary, exported.positions
 
     def heads(self, windows: Sequence[Int32]) -> tuple[list[Float32], Float32]:
@@ -114,9 +98,3 @@ def _between(values: Float32 | Bool, bounds: Int64) -> Float64:
     total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     found: Float64 = np.diff(total[bounds])
     return found
-
-
-def _exact_products() -> bool:
-    from datapipe.workers.device import cpu_flags
-
-    return bool(_EXACT & cpu_flags())

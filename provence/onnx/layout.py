@@ -114,13 +114,16 @@ def _built(folder: ModelFolder) -> Exported:
     except ImportError as error:
         raise MissingExtraError.of("onnx", extra="onnx", purpose="building the int8 graph of a pruner") from error
     from provence.onnx.graph import build_graph
+    from provence.onnx.outliers import wide_channels
     from provence.onnx.read import read_native
+    from provence.tokens import UnitTokenizer
 
     pruner = read_native(folder)
+    graph = build_graph(pruner, wide_channels(pruner, UnitTokenizer(folder)))
     config, shape = pruner.config, pruner.shape
     longest = min(config.max_length, shape.usable)
     conduct = Conduct(family="native", rule=config.rule, threshold=config.threshold, max_length=longest)
-    return Exported(build_graph(pruner), conduct, shape.vocabulary, shape.usable, folder.digest)
+    return Exported(graph, conduct, shape.vocabulary, shape.usable, folder.digest)
 
 
 def _replace(path: Path, content: bytes) -> None:

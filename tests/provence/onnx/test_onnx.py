@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,11 +38,13 @@ from provence.families.native import NativeConfig, native_conduct, open_native, 
 from provence.onnx import OnnxWorker, export_onnx
 from provence.onnx.command import export
 from provence.onnx.engine import OnnxModel
-from provence.onnx.graph import quantised_rows
+from provence.onnx.graph import build_graph, quantised_rows
 from provence.onnx.layout import open_exported
+from provence.onnx.outliers import WIDE_CHANNELS, wide_channels
 from provence.onnx.read import read_native
 from provence.pruner import Pruner
 from provence.task import PruneItem
+from provence.tokens import UnitTokenizer
 from tests.provence.conftest import BASE
 from tests.provence.families.checkpoints import batch_of, edit
 
@@ -51,8 +54,8 @@ if TYPE_CHECKING:
 
     from tests.provence.conftest import Sample
 
-MARGIN = 0.03
-"""How far int8 may move the probability of a unit, with heads that no training made robust."""
+MARGIN = 0.01
+"""How far int8 may move the probability of a unit."""
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +138,7 @@ def test_probabilities_and_scores_are_nearly_those_of_torch(
         assert (mine.kinds, mine.tokens, mine.truncated) == (theirs.kinds, theirs.tokens, theirs.truncated)
         assert (mine.rule, mine.threshold, mine.shares) == (theirs.rule, theirs.threshold, theirs.shares)
     scores = np.array([[mine.score, theirs.score] for mine, theirs in zip(found, expected, strict=True)])
-    assert np.corrcoef(scores.T)[0, 1] > 0.97
+    assert np.corrcoef(scores.T)[0, 1] > 0.99
 
 
 def test_decisions_differ_only_where_the_probability_is_near_the_threshold(
@@ -156,8 +159,26 @@ def test_token_probabilities_are_those_of_the_float_model_but_for_int8(pruner_fo
     expected = open_native(folder, conduct=native_conduct(folder), device=cpu, dtype=torch.float32).heads(windows)
     keep, scores = OnnxModel(open_exported(folder), name="m").heads(windows)
     found = np.concatenate(keep)
-    assert np.corrcoef(found, expected.keep.numpy())[0, 1] > 0.99
-    np.testing.assert_allclose(scores, expected.scores.numpy(), atol=0.5)
+    assert np.corrcoef(found, expected.keep.numpy())[0, 1] > 0.998
+    np.testing.assert_allclose(scores, expected.scores.numpy(), atol=0.2)
+
+
+def test_wide_channels_in_float32_halve_the_error(pruner_folder: Path, samples: list[Sample]) -> None:
+    folder = ModelFolder("m", pruner_folder)
+    exported, pruner = open_exported(folder), read_native(folder)
+    tokenizer = UnitTokenizer(folder)
+    wide = wide_channels(pruner, tokenizer)
+    assert list(wide) == [name for name in wide if name.endswith("LayerNorm")]
+    assert all(len(set(channels)) == WIDE_CHANNELS for channels in wide.values())
+    windows = [tokenizer.encode([sample.text])[0].ids[:120] for sample in samples[:32:8]]
+    cpu = torch.device("cpu")
+    expected = open_native(folder, conduct=native_conduct(folder), device=cpu, dtype=torch.float32).heads(windows)
+
+    def error(graph: bytes) -> float:
+        keep, _ = OnnxModel(replace(exported, graph=graph), name="m").heads(windows)
+        return float(np.abs(np.concatenate(keep) - expected.keep.numpy()).mean())
+
+    assert error(exported.graph) < error(build_graph(pruner, {})) / 2
 
 
 def test_a_window_has_the_same_bits_alone_and_beside_others(pruner_folder: Path) -> None:
@@ -400,7 +421,7 @@ def test_an_exported_folder_gives_the_same_bits_and_digest(
     worker: OnnxWorker, pruner_folder: Path, items: list[PruneItem], tmp_path: Path
 ) -> None:
     report = export_onnx(pruner_folder, tmp_path / "out")
-    assert (tmp_path / "out" / "model.onnx").stat().st_size == report["graph_bytes"] < 24_000_000
+    assert (tmp_path / "out" / "model.onnx").stat().st_size == report["graph_bytes"] < 25_000_000
     with OnnxWorker(tmp_path / "out", name="random-pruner") as exported:
         assert exported.load("random-pruner") == worker.load("random-pruner")
         found = exported.run("prune", items[:5], model="random-pruner")
@@ -509,7 +530,7 @@ def test_an_exported_folder_needs_no_package_onnx_either(pruner_folder: Path, tm
 def test_a_missing_extra_is_named_with_the_line_that_installs_it(
     pruner_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for package in ("onnxruntime", "onnx"):
+    for package in ("onnxruntime", "onnx"):  # onnx is asked for first
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(MissingExtraError, match=rf"needs {package}.*secateur\[onnx\]"):
             OnnxWorker(pruner_folder)

@@ -32,6 +32,7 @@ __all__ = ["app", "main"]
 _ELSEWHERE = {
     "train": "provence.training.command",
     "labels": "provence.training.silver_command",
+    "export": "provence.onnx.command",
     "calibrate": "provence.evaluation.command",
     "evaluate": "provence.evaluation.command",
 }

@@ -24,4 +24,5 @@ def export(
     if as_json:
         typer.echo(json.dumps({"out": str(out), **report}))
     else:
-        typer.echo(f"{out / 'model.onnx'}: {report['graph_bytes'] / 1e6:.1f} MB; use it with OnnxWorker({str(out)!r})")
+        typer.echo(f"{out / 'model.onnx'}: {report['graph_bytes'] / 1e6:.1f} MB")
+        typer.echo(f'  Pruner.load({str(out)!r}, backend="onnx")')

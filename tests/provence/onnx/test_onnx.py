@@ -487,7 +487,7 @@ def test_the_command_exports_and_says_how_to_use_it(pruner_folder: Path, tmp_pat
     app.command()(export)
     done = CliRunner().invoke(app, [str(pruner_folder), str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
-    assert f"OnnxWorker('{tmp_path / 'out'}')" in done.stdout
+    assert f"Pruner.load('{tmp_path / 'out'}', backend=\"onnx\")" in done.stdout
     done = CliRunner().invoke(app, [str(pruner_folder), str(tmp_path / "out"), "--json"])
     assert json.loads(done.stdout)["graph_bytes"] == (tmp_path / "out" / "model.onnx").stat().st_size
 

@@ -19,13 +19,13 @@ from provence.results import PrunedContext, ScoredSentence
 from provence.task import PruneItem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from provence.calibration import Calibration
     from provence.task import PruneScores
     from provence.units.unit import TextKind
 
-__all__ = ["BatchOptions", "PruneOptions", "Request", "asked", "contexts", "kept_spans"]
+__all__ = ["BatchOptions", "PruneOptions", "Request", "asked", "asked_batch", "contexts", "kept_spans"]
 
 
 _READING = ("titles", "kinds", "spans", "joint", "cut_question")
@@ -115,12 +115,35 @@ class Request:
         )
 
 
-def asked(question: str, texts: Sequence[str], options: PruneOptions) -> tuple[Request, Policy]:
+def asked(question: str, texts: Sequence[str], options: Mapping[str, object]) -> tuple[Request, Policy]:
     """Options apart: how the texts are read, and what is kept of them. Raises `ConfigError`."""
     reading = {name: value for name, value in options.items() if name in _READING}
     policy = Policy.of({name: value for name, value in options.items() if name not in _READING}, beside=_READING)
     share_at = policy.threshold if policy.rule == "own" else None
     return Request(question=question, texts=texts, share_at=share_at, **reading), policy  # type: ignore[arg-type]
+
+
+def asked_batch(
+    pairs: Iterable[tuple[str, Sequence[str]]],
+    titles: Sequence[Sequence[str | None] | None] | None,
+    spans: Sequence[Sequence[Sequence[tuple[int, int]] | None] | None] | None,
+    options: Mapping[str, object],
+) -> tuple[Policy, list[Request]]:
+    """The same for many questions with their texts; the policy is one for all. Raises `ConfigError`."""
+    given = list(pairs)
+    for name, values in (("titles", titles), ("spans", spans)):
+        if values is not None and len(values) != len(given):
+            raise ConfigError(f"{name} must be one list a question, so {len(given)}. Got {len(values)}")
+    _, policy = asked("", [], options)
+    requests = []
+    for place, (question, texts) in enumerate(given):
+        own = {
+            **options,
+            "titles": None if titles is None else titles[place],
+            "spans": None if spans is None else spans[place],
+        }
+        requests.append(asked(question, texts, own)[0])
+    return policy, requests
 
 
 def contexts(

@@ -11,7 +11,6 @@ raises.
 from __future__ import annotations
 
 import asyncio
-import threading
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self, Unpack, get_args
@@ -19,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, get_args
 from datapipe.errors import ConfigError
 from datapipe.workers.protocol import Priority
 from datapipe.workers.tasks.rerank import RerankItem
-from provence.assemble import asked, contexts
+from provence.assemble import asked, asked_batch, contexts
+from provence.home import Home
 from provence.loading import DEFAULT, Backend, named, read_calibration, resolved
-from provence.policy import Policy
 from provence.stream import in_order
 
 if TYPE_CHECKING:
@@ -30,9 +29,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from datapipe.workers.protocol import Worker
-    from datapipe.workers.spec import DtypeName, ModelSpec
+    from datapipe.workers.spec import DtypeName
     from provence.assemble import BatchOptions, PruneOptions, Request
     from provence.calibration import Calibration
+    from provence.policy import Policy
     from provence.results import PrunedContext
     from provence.task import PruneScores
 
@@ -64,30 +64,13 @@ class Pruner:
     first used.
 
     Args:
-        worker: Where the model runs; None for a worker of its own.
-        model: Name of the model there.
-        spec: The model, where there is no worker.
-        device: Device of a worker of its own.
-        backend: What a worker of its own computes with.
+        home: The model and where it runs.
         calibration: Where `target_recall` finds its thresholds.
     """
 
-    def __init__(
-        self,
-        worker: Worker | None,
-        model: str,
-        *,
-        spec: ModelSpec | None = None,
-        device: str = "auto",
-        backend: Backend = "torch",
-        calibration: Calibration | None = None,
-    ) -> None:
-        self._given, self._model, self._spec, self._device = worker, model, spec, device
-        self._backend = backend
-        self._calibration = calibration
+    def __init__(self, home: Home, *, calibration: Calibration | None = None) -> None:
+        self._home, self._calibration = home, calibration
         self._checked = False
-        self._own: Worker | None = None
-        self._lock = threading.Lock()
 
     @classmethod
     def load(
@@ -124,17 +107,16 @@ class Pruner:
         if worker is not None:
             if device != "auto" or dtype is not None or max_length is not None or backend != "torch":
                 raise ConfigError("device, dtype, max_length and backend are the worker's own matter; state them there")
-            return cls(worker, str(model), calibration=read_calibration(calibration))
+            return cls(Home(str(model), worker=worker), calibration=read_calibration(calibration))
         if backend == "onnx":
             if device not in {"auto", "cpu"} or dtype is not None:
                 raise ConfigError("the backend onnx computes in int8 on the CPU: leave device and dtype out")
-            own = replace(named(str(model)), max_length=max_length)
-            pruner = cls(None, own.name, spec=own, backend=backend, calibration=read_calibration(calibration))
-            pruner._loaded()
-            return pruner
-        spec, folder = resolved(str(model), device=device, dtype=dtype, max_length=max_length)
-        pruner = cls(None, spec.name, spec=spec, device=device, calibration=read_calibration(calibration, folder))
-        pruner._loaded()
+            spec, folder = replace(named(str(model)), max_length=max_length), None
+        else:
+            spec, folder = resolved(str(model), device=device, dtype=dtype, max_length=max_length)
+        home = Home(spec.name, spec=spec, device=device, backend=backend)
+        pruner = cls(home, calibration=read_calibration(calibration, folder))
+        _ = home.digest  # loads it
         return pruner
 
     def __enter__(self) -> Self:
@@ -145,25 +127,18 @@ class Pruner:
     ) -> None:
         self.close()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in {"_own", "_lock"}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._own, self._lock = None, threading.Lock()
-
     def __repr__(self) -> str:
-        return f"Pruner({self._model!r}, worker={self._given!r})"
+        return f"Pruner({self._home!r})"
 
     @property
     def model(self) -> str:
         """Name of the model."""
-        return self._model
+        return self._home.model
 
     @property
     def digest(self) -> str:
         """SHA-256 of the model's files, to which a calibration is bound. Raises `ConfigError` if none can be told."""
-        return str(self._loaded().digest)
+        return self._home.digest
 
     def prune(
         self,
@@ -192,7 +167,7 @@ class Pruner:
         """
         request, policy = asked(question, texts, options)
         worker = self._ready(policy)
-        found = worker.run("prune", request.items, model=self._model, **_how(priority, deadline, len(texts)))
+        found = worker.run("prune", request.items, model=self.model, **_how(priority, deadline, len(texts)))
         return self._contexts(request, found, policy)
 
     async def aprune(
@@ -208,7 +183,7 @@ class Pruner:
         request, policy = asked(question, texts, options)
         worker = await self._aready(policy)
         items = await asyncio.to_thread(lambda: request.items) if request.joint else request.items
-        found = await worker.arun("prune", items, model=self._model, **_how(priority, deadline, len(texts)))
+        found = await worker.arun("prune", items, model=self.model, **_how(priority, deadline, len(texts)))
         return self._contexts(request, found, policy)
 
     def prune_batch(
@@ -235,7 +210,7 @@ class Pruner:
         Returns:
             A list a question, as `prune` gives it. An `ItemError` counts the texts of all questions.
         """
-        policy, requests = self._requests(pairs, titles, spans, options)
+        policy, requests = asked_batch(pairs, titles, spans, options)
         worker = self._ready(policy)
         found = self._answers(requests, worker, priority, deadline)
         return [self._contexts(request, scores, policy) for request, scores in zip(requests, found, strict=True)]
@@ -251,7 +226,7 @@ class Pruner:
     ) -> list[PruneScores]:
         """What the model says of each text, without a decision; arguments as in `prune`."""
         request, _ = asked(question, texts, options)
-        found = self._worker().run("prune", request.items, model=self._model, **_how(priority, deadline, len(texts)))
+        found = self._home.worker.run("prune", request.items, model=self.model, **_how(priority, deadline, len(texts)))
         return request.scores(found)
 
     def scores_batch(
@@ -265,8 +240,8 @@ class Pruner:
         **options: Unpack[BatchOptions],
     ) -> list[list[PruneScores]]:
         """What the model says of each text of each question, without a decision; arguments as in `prune_batch`."""
-        _, requests = self._requests(pairs, titles, spans, options)
-        found = self._answers(requests, self._worker(), priority, deadline)
+        _, requests = asked_batch(pairs, titles, spans, options)
+        found = self._answers(requests, self._home.worker, priority, deadline)
         return [request.scores(scores) for request, scores in zip(requests, found, strict=True)]
 
     async def stream(
@@ -306,68 +281,25 @@ class Pruner:
     ) -> list[Ranked]:
         """The texts by relevance, best first, ties in their order; a question too long for the model is cut."""
         items = [RerankItem(question, text) for text in texts]
-        found = self._worker().run("prune_rerank", items, model=self._model, **_how(priority, deadline, len(texts)))
+        found = self._home.worker.run("prune_rerank", items, model=self.model, **_how(priority, deadline, len(texts)))
         order = sorted(range(len(found)), key=lambda index: -found[index].score)
         return [Ranked(index, float(found[index].score)) for index in order[:top_n]]
 
     def close(self) -> None:
         """Close the worker that `load` made; a worker that was given stays open. May be called again."""
-        with self._lock:
-            own, self._own = self._own, None
-        if own is not None:
-            own.close()
-
-    def _worker(self) -> Worker:
-        if self._given is not None:
-            return self._given
-        with self._lock:
-            if self._own is None and self._backend == "onnx" and self._spec is not None:
-                from provence.onnx.worker import OnnxWorker
-
-                self._own = OnnxWorker(self._spec)
-            if self._own is None:
-                from datapipe.workers.worker import LocalWorker
-
-                self._own = LocalWorker([self._spec] if self._spec else [], device=self._device)
-            return self._own
-
-    def _loaded(self) -> Any:
-        """What the worker states of the model, its digest among it."""
-        load = getattr(self._worker(), "load", None)
-        if load is None:
-            raise ConfigError(f"{type(self._given).__name__} cannot state the digest of {self._model!r}")
-        return load(self._model, task="prune")
+        self._home.close()
 
     def _ready(self, policy: Policy) -> Worker:
         """The worker, once it is sure that the calibration is of its model."""
         if policy.target_recall is not None and self._calibration is not None and not self._checked:
             self._calibration.check(self.digest)
             self._checked = True
-        return self._worker()
+        return self._home.worker
 
     async def _aready(self, policy: Policy) -> Worker:
         settled = policy.target_recall is None or self._checked
-        worker = self._given or self._own
+        worker = self._home.open
         return worker if settled and worker is not None else await asyncio.to_thread(self._ready, policy)
-
-    def _requests(
-        self, pairs: Iterable[tuple[str, Sequence[str]]], titles: Any, spans: Any, options: BatchOptions
-    ) -> tuple[Policy, list[Request]]:
-        given = list(pairs)
-        for name, values in (("titles", titles), ("spans", spans)):
-            if values is not None and len(values) != len(given):
-                raise ConfigError(f"{name} must be one list a question, so {len(given)}. Got {len(values)}")
-        requests = []
-        policy = Policy()
-        for place, (question, texts) in enumerate(given):
-            own: PruneOptions = {**options}  # type: ignore[typeddict-item]
-            if titles is not None:
-                own["titles"] = titles[place]
-            if spans is not None:
-                own["spans"] = spans[place]
-            request, policy = asked(question, texts, own)
-            requests.append(request)
-        return policy, requests
 
     def _answers(
         self, requests: Sequence[Request], worker: Worker, priority: Priority, deadline: float | None
@@ -375,7 +307,7 @@ class Pruner:
         """Scores of all items of all requests, from one call."""
         parts = [request.items for request in requests]
         items = [item for part in parts for item in part]
-        found = iter(worker.run("prune", items, model=self._model, priority=priority, deadline=deadline))
+        found = iter(worker.run("prune", items, model=self.model, priority=priority, deadline=deadline))
         return [list(islice(found, len(part))) for part in parts]
 
     def _contexts(self, request: Request, found: Sequence[PruneScores], policy: Policy) -> list[PrunedContext]:

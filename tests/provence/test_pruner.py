@@ -243,7 +243,7 @@ def test_a_token_threshold_goes_with_the_threshold_of_the_share_rule() -> None:
             raise InterruptedError
 
     worker = Recording()
-    pruner = Pruner(worker, "m")  # type: ignore[arg-type]
+    pruner = Pruner.load("m", worker=worker)  # type: ignore[arg-type]
     for options, want in [({}, None), ({"threshold": 0.3}, 0.3), ({"threshold": 0.3, "rule": "mean"}, None)]:
         with pytest.raises(InterruptedError):
             pruner.prune("q", ["t"], **options)  # type: ignore[arg-type]
@@ -332,7 +332,7 @@ def test_a_calibration_is_found_in_the_models_folder_and_bound_to_the_model(tmp_
         (lambda p: p.prune(None, ["a"]), ItemError, "question of item 0 must be text. Got NoneType"),
         (lambda p: Pruner.load("m", worker=p, device="cpu"), ConfigError, "are the worker's own matter"),
         (lambda _: Pruner.load("/nowhere/at/all"), ModelNotFoundError, "there is no folder /nowhere/at/all"),
-        (lambda _: Pruner(object(), "m").digest, ConfigError, "object cannot state the digest of 'm'"),
+        (lambda _: Pruner.load("m", worker=object()).digest, ConfigError, "object cannot state the digest of 'm'"),
     ],
 )
 def test_what_is_wrong_is_said(

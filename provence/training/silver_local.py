@@ -73,6 +73,8 @@ class LocalLabeller:
             folder, config, mapping=transformers.MODEL_FOR_CAUSAL_LM_MAPPING, purpose="causal language model"
         )
         self._tokenizer = _tokenizer(folder)
+        if self._tokenizer.chat_template is None:
+            _log.warning("model %s has no chat template, so it is asked in plain text", model)
         self._model = filled(kind, config, folder, dtype=precision).to(self._device)
         self._positions, self._max_new_tokens = positions_of(config), max_new_tokens
         self._batch_tokens = batch_tokens or _BATCH_TOKENS[self._device.type]

@@ -277,11 +277,16 @@ def test_greedy_is_the_likeliest_token_each_time(causal_folder: Path) -> None:
     assert found == Reply(tokenizer.decode(ids[given:], skip_special_tokens=True), finished=False)
 
 
-def test_a_chat_template_is_applied(causal_folder: Path, tmp_path: Path) -> None:
+def test_a_chat_template_is_applied_and_its_absence_told(
+    causal_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = shutil.copytree(causal_folder, tmp_path / "chat")
     (folder / "chat_template.jinja").write_text("{{ messages[0]['content'][-6:] }} so{% if 0 %}{% endif %}")
     plain = LocalLabeller(str(causal_folder), dtype="float32", max_new_tokens=4)
+    assert "has no chat template, so it is asked in plain text" in caplog.text
+    caplog.clear()
     chat = LocalLabeller(str(folder), dtype="float32", max_new_tokens=4)
+    assert not caplog.text
     assert dict(chat.replies(PROMPTS)) != dict(plain.replies(PROMPTS))
 
 

@@ -111,7 +111,8 @@ class Pruner:
         if backend == "onnx":
             if device not in {"auto", "cpu"} or dtype is not None:
                 raise ConfigError("the backend onnx computes in int8 on the CPU: leave device and dtype out")
-            spec, folder = replace(named(str(model)), max_length=max_length), None
+            own = named(str(model))
+            spec, folder = replace(own, max_length=max_length or own.max_length), None
         else:
             spec, folder = resolved(str(model), device=device, dtype=dtype, max_length=max_length)
         home = Home(spec.name, spec=spec, device=device, backend=backend)

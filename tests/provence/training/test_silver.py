@@ -24,6 +24,7 @@ from datapipe.errors import (
     WorkerError,
 )
 from datapipe.weights import embedded_folder
+from provence.evaluation.sets import read_examples
 from provence.training.silver import make_labels
 from provence.training.silver_answers import Passage, prompt_of
 from provence.training.silver_command import labels
@@ -83,6 +84,8 @@ def test_labels_have_the_layout_of_their_source_and_carry_the_reply(tmp_path: Pa
         "label_kind": given["label_kind"],
     }
     assert (report.labelled, report.parse_rate, report.rejected) == (30, 1.0, {})
+    examples = read_examples(tmp_path / "labels.parquet")
+    assert [example.id for example in examples] == table["id"].to_pylist()
 
 
 def test_a_perfect_model_agrees_with_people(tmp_path: Path) -> None:

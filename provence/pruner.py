@@ -11,6 +11,7 @@ raises.
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self, Unpack, get_args
@@ -24,7 +25,7 @@ from provence.loading import DEFAULT, Backend, named, read_calibration, resolved
 from provence.stream import in_order
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -252,7 +253,7 @@ class Pruner:
         *,
         ahead: int = STREAM_AHEAD,
         **options: Unpack[BatchOptions],
-    ) -> AsyncIterator[PrunedContext]:
+    ) -> AsyncGenerator[PrunedContext, None]:
         """Prune texts as they arrive, each by itself; pruned contexts come in the order of the texts.
 
         Args:
@@ -266,10 +267,13 @@ class Pruner:
             what = f"{refused[0]} needs all texts at once" if refused else f"ahead must be at least 1. Got {ahead}"
             raise ConfigError(f"stream prunes texts one by one: {what}")
         place = 0
-        async for found in in_order(texts, lambda text: self.aprune(question, [text], **options), ahead=ahead):
-            for context in found:
-                yield replace(context, index=place)
-            place += 1
+        async with aclosing(
+            in_order(texts, lambda text: self.aprune(question, [text], **options), ahead=ahead)
+        ) as parts:
+            async for found in parts:
+                for context in found:
+                    yield replace(context, index=place)
+                place += 1
 
     def rerank(
         self,

@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine
 
 __all__ = ["in_order"]
 
@@ -17,10 +17,11 @@ _Made = TypeVar("_Made")
 
 async def in_order(
     given: AsyncIterable[_Given], work: Callable[[_Given], Coroutine[Any, Any, _Made]], *, ahead: int
-) -> AsyncIterator[_Made]:
+) -> AsyncGenerator[_Made, None]:
     """What `work` makes of each thing, in order; each as soon as it and all before it are there.
 
-    The first error, of the source or of the work, is raised in its turn; whatever still runs then is cancelled.
+    The first error, of the source or of the work, is raised in its turn; whatever still runs then, or when the generator
+    is closed, is cancelled.
 
     Args:
         given: Things as they arrive; the next is asked for while earlier ones are worked on.

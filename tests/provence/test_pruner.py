@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -207,6 +208,9 @@ async def test_texts_are_pruned_as_they_arrive_in_their_order(pruner: Pruner, te
 async def test_an_error_in_a_stream_comes_in_its_turn_and_leaves_nothing_running(
     pruner: Pruner, texts: list[str]
 ) -> None:
+    async with aclosing(pruner.stream(QUESTION, arriving(texts * 9))) as early:
+        assert (await anext(early)).index == 0
+    assert len(asyncio.all_tasks()) == 1
     seen = []
     with pytest.raises(OSError, match="the source broke"):
         async for context in pruner.stream(QUESTION, arriving(texts[:3], OSError("the source broke"))):

@@ -19,7 +19,7 @@ from provence.families.base import Conduct, Heads
 from provence.prepare import Preparer, plain_question
 from provence.sums import score_texts
 from provence.task import PruneItem, PruneRerankTask, PruneScores, PruneTask
-from provence.tokens import UnitTokenizer, check_spans
+from provence.tokens import UnitReader, UnitTokenizer, check_spans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -124,20 +124,24 @@ class Counting:
         return Heads((ids % 97) / 97, scores / 0 if self._broken else scores)
 
 
+LIMIT = float(np.float32(38) / np.float32(97))
+"""A probability that some tokens have exactly, so they are not above it."""
+
+
 @pytest.mark.parametrize("max_length", [16, 24, 128])
 def test_sums_over_overlapping_windows_and_cut_units_are_those_of_the_units_tokens(
     tokenizer: UnitTokenizer, samples: list[Sample], max_length: int
 ) -> None:
     model = Counting()
     preparer = Preparer(tokenizer, model.conduct, max_length=max_length)
-    items = [PruneItem("who?", sample.text, title="A title", share_at=0.4) for sample in samples[:5]]
+    items = [PruneItem("who?", sample.text, title="A title", share_at=LIMIT) for sample in samples[:5]]
     prepared = preparer.prepare_many(items)
     for item, each, raw in zip(items, prepared, score_texts(model, prepared, chunk_tokens=64), strict=True):
         units = [item.text[start:end] for start, end in zip(each.text.starts, each.text.ends, strict=True)]
         values = [(ids % 97).astype(np.float32) / np.float32(97) for ids in tokenizer.pieces(units)]
         np.testing.assert_allclose(raw.probabilities, [value.mean() for value in values], atol=1e-6)
         assert raw.shares is not None
-        np.testing.assert_allclose(raw.shares, [(value > np.float32(0.4)).mean() for value in values], atol=1e-6)
+        np.testing.assert_allclose(raw.shares, [(value > np.float32(LIMIT)).mean() for value in values], atol=1e-6)
         assert raw.score == max(len(window.ids) for window in each.windows)
 
 
@@ -255,6 +259,18 @@ def test_the_cache_stays_within_its_bytes_and_changes_nothing(model: PrunerModel
     assert 0 < cache._bytes <= 5_000
     assert cache._bytes == sum(kept.nbytes for kept in cache._kept.values())
     assert not none._reader._cache._kept
+
+
+def test_what_was_used_last_stays_in_the_cache(model: PrunerModel, tokenizer: UnitTokenizer) -> None:
+    first, second, third = (PruneItem("who?", f"Text {place} is here.") for place in range(3))
+    size = UnitReader(tokenizer, spaced=True).read([first])[0].nbytes
+    reader = UnitReader(tokenizer, spaced=True, cache_bytes=2 * size)
+    kept = reader.read([first])[0]
+    dropped = reader.read([second])[0]
+    assert reader.read([first])[0] is kept
+    reader.read([third])
+    assert reader.read([first])[0] is kept
+    assert reader.read([second])[0] is not dropped
 
 
 def test_items_and_results_keep_their_values_over_arrow(task: PruneTask, samples: list[Sample]) -> None:

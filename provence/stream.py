@@ -20,8 +20,8 @@ async def in_order(
 ) -> AsyncGenerator[_Made, None]:
     """What `work` makes of each thing, in order; each as soon as it and all before it are there.
 
-    The first error, of the source or of the work, is raised in its turn; whatever still runs then, or when the generator
-    is closed, is cancelled.
+    The first error, of the source or of the work, is raised in its turn. Whatever still runs then, or when the
+    generator is closed, is cancelled.
 
     Args:
         given: Things as they arrive; the next is asked for while earlier ones are worked on.

@@ -14,7 +14,7 @@ import tomllib
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from datapipe.errors import ConfigError
 
@@ -39,7 +39,7 @@ class SourceConfig:
         name: Its Parquet file, without the suffix, in the data folder.
         splits: Splits that are trained on; never `test`.
         validation_splits: Splits held out for choices.
-        validation_every: Every so-manieth document of `splits` is held out too, by title where there is one; 0 for none.
+        validation_every: One document in so many of `splits` is held out too, by title where there is one; 0: none.
         repeat: How often an epoch draws windows for each of its questions.
         licence: For the model card.
     """
@@ -158,7 +158,7 @@ class TrainingConfig:
         windows: How they are cut.
         teacher: Trained first if given; the student then learns from it.
         distil: How.
-        bits: Bits of a weight of the student's delta; 0 writes whole weights.
+        bits: Bits of a weight of the student's delta, 4 or 8; 0 writes whole weights.
     """
 
     name: str
@@ -169,6 +169,15 @@ class TrainingConfig:
     teacher: ModelConfig | None = None
     distil: DistilConfig = field(default_factory=DistilConfig)
     bits: int = 4
+
+    def __post_init__(self) -> None:
+        if self.bits not in {0, 4, 8}:
+            raise ConfigError(f"bits must be 0, 4 or 8. Got {self.bits}")
+
+    @property
+    def delta_bits(self) -> Literal[4, 8]:
+        """Bits of the delta as `encode_delta` takes them."""
+        return 8 if self.bits == 8 else 4  # noqa: PLR2004 - the two there are
 
     def digest(self) -> str:
         """SHA-256 of all values, the first 16 hexadecimal digits."""
@@ -230,7 +239,8 @@ def _built(kind: type[_T], content: Any, where: str) -> _T:
     if not isinstance(content, dict):
         raise ConfigError(f"{where or 'the file'} must be a table. Got {content!r}")
     hints = typing.get_type_hints(kind)
-    fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    declared: Any = kind
+    fields = {item.name: item for item in dataclasses.fields(declared)}
     unknown = sorted(content.keys() - fields.keys())
     if unknown:
         raise ConfigError(f"unknown key {where}{unknown[0]}; there are: {', '.join(fields)}")
@@ -249,7 +259,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return tuple(_value(plain[0], item, f"{where}[{place}]") for place, item in enumerate(value))
     kind = plain[0] if plain else hint
     if dataclasses.is_dataclass(kind):
-        return _built(kind, value, where + ".")
+        return _built(cast("type[Any]", kind), value, where + ".")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or isinstance(value, bool):

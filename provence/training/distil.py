@@ -1,10 +1,10 @@
-"""What the student learns from: the teacher's word on far more pairs of question and passage than there are labels for.
+"""What the student learns from: the teacher's word on far more pairs of question and passage than have labels.
 
-    Bank -> pairs (several epochs of windows, without repetitions) -> teacher -> Store with soft targets -> Loop (student)
+    Bank -> pairs (several epochs of windows, none twice) -> teacher -> Store with soft targets -> Loop (student)
 
-The student's target for a sentence is soft * (the teacher's mean keep probability) + (1 - soft) * label, and for a window
-the teacher's raw score. In the last part of its training the forward pass sees the weights as they will be stored, while
-gradients pass through the rounding unchanged (straight-through, Bengio et al., arXiv 1308.3432).
+The student's target for a sentence is soft * (the teacher's mean keep probability) + (1 - soft) * label, and for a
+window the teacher's raw score. In the last part of its training the forward pass sees the weights as they will be
+stored, while gradients pass through the rounding unchanged (straight-through, Bengio et al., arXiv 1308.3432).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     import torch
 
+    from provence.families.delta import Bits
     from provence.training.bank import Bank
     from provence.training.epochs import EpochDrawer
     from provence.training.network import PrunerNetwork
-    from provence.training.train import Predictions
     from provence.training.windows import Template
 
 __all__ = ["RoundedDelta", "joined_windows", "pair_windows", "teach"]
@@ -72,7 +72,7 @@ def joined_windows(parts: Sequence[Windows], *, most: int, seed: int) -> Windows
 
 def teach(
     teacher: PrunerNetwork, bank: Bank, windows: Windows, templates: tuple[Template, Template], *, soft: float
-) -> tuple[Store, Predictions]:
+) -> Store:
     """Let the teacher label windows for the student.
 
     Args:
@@ -83,12 +83,12 @@ def teach(
         soft: Weight of the teacher against the labels.
 
     Returns:
-        The student's store, and what the teacher said.
+        The student's store.
     """
     device = next(teacher.parameters()).device
     said = predict(teacher, Store.of(bank, windows, templates[0], device=device))
     mine = Store.of(bank, windows, templates[1], device=device)
-    return mine.taught(said.keep, said.score, soft=soft), said
+    return mine.taught(said.keep, said.score, soft=soft)
 
 
 class RoundedDelta:
@@ -101,7 +101,7 @@ class RoundedDelta:
     """
 
     def __init__(self, base: Mapping[str, torch.Tensor], names: Sequence[str], *, bits: int) -> None:
-        self._base, self._names, self._bits = base, list(names), bits
+        self._base, self._names, self._bits = base, list(names), _bits(bits)
 
     @classmethod
     def of(cls, network: PrunerNetwork, *, bits: int) -> Callable[[PrunerNetwork], Mapping[str, torch.Tensor]]:
@@ -118,11 +118,14 @@ class RoundedDelta:
 
         weights = dict(network.named_weights())
         with torch.no_grad():
-            # All matrices as rows of one group each: the same rounding, in a few large steps instead of many small ones.
+            # All matrices as rows of one group each: the same rounding, in a few large steps.
             shapes = {name: weights[name].shape for name in self._names}
             whole = torch.cat([(weights[name] - self._base[name]).reshape(-1, _GROUP) for name in self._names])
-            bits = 8 if self._bits == 8 else 4  # noqa: PLR2004
-            rounded = unpack_tensors(pack_tensors({"all": whole}, bits=bits, group=_GROUP))["all"]
-            parts = rounded.split([shape.numel() // _GROUP for shape in shapes.values()])
+            rounded = unpack_tensors(pack_tensors({"all": whole}, bits=self._bits, group=_GROUP))["all"]
+            parts = torch.split(rounded, [shape.numel() // _GROUP for shape in shapes.values()])
             stored = {n: self._base[n] + part.reshape(shapes[n]) for n, part in zip(self._names, parts, strict=True)}
         return {name: weights[name] + (value - weights[name]).detach() for name, value in stored.items()}
+
+
+def _bits(bits: int) -> Bits:
+    return 8 if bits == 8 else 4  # noqa: PLR2004 - the two there are

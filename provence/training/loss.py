@@ -2,9 +2,9 @@
 
     L = mean over sentences of (mean over a sentence's tokens of BCE(keep logit, target)) + lambda * score loss
 
-Provence (Chirkova et al., arXiv 2501.16214, section 3) takes cross entropy over all tokens, so that long sentences weigh
-more and question and padding are learnt too, plus lambda * MSE to the starting reranker's score. Here each sentence weighs
-the same, as it does where its mean decides, and only tokens of the document count. Targets may be soft (a teacher's).
+Provence (Chirkova et al., arXiv 2501.16214, section 3) takes cross entropy over all tokens, so that long sentences
+weigh more and question and padding are learnt too, plus lambda * MSE to the starting reranker's score. Here each
+sentence weighs the same, as it does where its mean decides, and only tokens of the document count. Targets may be soft.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def keep_loss(logits: torch.Tensor, unit: torch.Tensor, target: torch.Tensor) ->
 
 
 def gold_score_loss(logits: torch.Tensor, holds_gold: torch.Tensor) -> torch.Tensor:
-    """BCE between score logits and whether the window holds gold, both float32 (windows,); where there is no teacher."""
+    """BCE between score logits and whether windows hold gold, both float32 (windows,); where there is no teacher."""
     return functional.binary_cross_entropy_with_logits(logits, holds_gold)
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from datapipe.errors import ModelError
 
@@ -29,6 +30,8 @@ __all__ = ["HEADS", "NetworkShape", "Outputs", "PrunerNetwork", "open_network"]
 
 HEADS = ("keep.weight", "keep.bias", "score.weight", "score.bias")
 """Names of the heads' tensors, as in a native folder."""
+
+_ENDS = ("weight", "bias")
 
 _FARTHEST = 128
 """Distance from which relative positions share a bucket (`max_distance` of T5 and MPNet)."""
@@ -108,18 +111,20 @@ class PrunerNetwork(nn.Module):
 
     Args:
         shape: Of the encoder.
-        tensors: Its weights by the names of its checkpoint, and perhaps those of the heads; new heads start at 0 (score)
-            and small random values (keep).
+        tensors: Its weights by the names of its checkpoint, and perhaps those of the heads; new heads start at 0
+            (score) and small random values (keep).
         dropout: Of hidden states and of what attention and feed-forward add, while training.
 
     Attributes:
         instead: Used by the forward pass in place of the weights of these names.
+        dtype: In which the forward pass computes; weights and their gradients are float32.
     """
 
     def __init__(self, shape: NetworkShape, tensors: Mapping[str, torch.Tensor], *, dropout: float = 0.0) -> None:
         super().__init__()
         self.shape, self.dropout = shape, dropout
         self.instead: Mapping[str, torch.Tensor] = {}
+        self.dtype = torch.float32
         self._names = _BERT if shape.kind == "bert" else _MPNET
         dim = tensors["embeddings.word_embeddings.weight"].shape[1]
         heads = {"keep.weight": torch.randn(1, dim) * 0.02, "score.weight": torch.zeros(1, dim)}
@@ -144,59 +149,62 @@ class PrunerNetwork(nn.Module):
             lengths: Tokens of each window, int64 (windows,).
         """
         place = torch.arange(ids.shape[1], device=ids.device)
-        there = place < lengths.unsqueeze(1)
         states = self._embedded(ids, place)
-        bias = self._bias(there, place, states.dtype)
+        bias = self._bias(place < lengths.unsqueeze(1), place)
         for layer in range(self.shape.layers):
             states = self._layer(states, bias, f"encoder.layer.{layer}.")
         keep = self._linear(states, "keep").squeeze(2)
         return Outputs(keep.float(), self._linear(states[:, 0], "score").squeeze(1).float())
 
     def _embedded(self, ids: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-        words = functional.embedding(ids, self._weight("embeddings.word_embeddings"))
-        states = words + self._weight("embeddings.position_embeddings")[place + self.shape.first]
+        words = functional.embedding(ids, self._weight("embeddings.word_embeddings.weight"))
+        states = words + self._weight("embeddings.position_embeddings.weight")[place + self.shape.first]
         if self.shape.kind == "bert":
-            states = states + self._weight("embeddings.token_type_embeddings")[0]
+            states = states + self._weight("embeddings.token_type_embeddings.weight")[0]
         return self._dropped(self._norm(states, "embeddings.LayerNorm"))
 
-    def _bias(self, there: torch.Tensor, place: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """What is added to attention's logits: -inf for padding, and MPNet's relative biases; (windows, heads or 1, …)."""
-        if torch.is_autocast_enabled(there.device.type):
-            dtype = torch.get_autocast_dtype(there.device.type)
-        closed = torch.zeros(there.shape, device=there.device, dtype=dtype).masked_fill(~there, -torch.inf)
+    def _bias(self, there: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        """What is added to attention's logits, (windows, heads or 1, longest, longest).
+
+        It is -inf for keys of the padding, plus MPNet's relative biases; contiguous, as the fused kernels want it.
+        """
+        closed = torch.zeros(there.shape, device=there.device, dtype=self.dtype).masked_fill(~there, -torch.inf)
         closed = closed[:, None, None, :]
         if not self.shape.buckets:
-            return closed.expand(-1, 1, len(place), -1)
+            return closed.expand(-1, 1, len(place), -1).contiguous()
         buckets = _buckets(place - place.unsqueeze(1), self.shape.buckets)
-        table = self._weight("encoder.relative_attention_bias")
-        return closed + table[buckets].permute(2, 0, 1).to(dtype)
+        table = self._weight("encoder.relative_attention_bias.weight")
+        return (closed + table[buckets].permute(2, 0, 1).contiguous()).contiguous()
 
     def _layer(self, states: torch.Tensor, bias: torch.Tensor, prefix: str) -> torch.Tensor:
         windows, longest, dim = states.shape
-        split = (windows, longest, self.shape.heads, dim // self.shape.heads)
+        heads = self.shape.heads
         name = {part: prefix + place for part, place in self._names.items()}
-        query, key, value = (
-            self._linear(states, name[p]).view(split).transpose(1, 2) for p in ("query", "key", "value")
-        )
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
+        three = [name[part] for part in ("query", "key", "value")]
+        weight, shift = (torch.cat([self._weight(f"{part}.{end}") for part in three]) for end in _ENDS)
+        mixed = functional.linear(states, weight, shift).view(windows, longest, 3, heads, dim // heads)
+        query, key, value = mixed.permute(2, 0, 3, 1, 4)
+        mask = bias.expand(-1, heads, -1, -1)
+        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):  # cuDNN plans anew for every shape
+            mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         mixed = self._linear(mixed.transpose(1, 2).reshape(windows, longest, dim), name["mixed"])
         states = self._norm(states + self._dropped(mixed), name["mixed_norm"])
         inner = functional.gelu(self._linear(states, name["inner"]))
         return self._norm(states + self._dropped(self._linear(inner, name["outer"])), name["outer_norm"])
 
     def _weight(self, name: str) -> torch.Tensor:
-        whole = f"{name}.weight"
-        return self.instead[whole] if whole in self.instead else self.weights[_key(whole)]
+        weight = self.instead[name] if name in self.instead else self.weights[_key(name)]
+        return weight.to(self.dtype)
 
     def _linear(self, states: torch.Tensor, name: str) -> torch.Tensor:
-        return functional.linear(states, self._weight(name), self.weights[_key(f"{name}.bias")])
+        return functional.linear(states, self._weight(f"{name}.weight"), self._weight(f"{name}.bias"))
 
     def _norm(self, states: torch.Tensor, name: str) -> torch.Tensor:
-        bias = self.weights[_key(f"{name}.bias")]
-        return functional.layer_norm(states, states.shape[-1:], self._weight(name), bias, self.shape.epsilon)
+        weight, bias = (self._weight(f"{name}.{end}") for end in _ENDS)
+        return functional.layer_norm(states, states.shape[-1:], weight, bias, self.shape.epsilon)
 
     def _dropped(self, states: torch.Tensor) -> torch.Tensor:
-        return functional.dropout(states, self.dropout, self.training)
+        return functional.dropout(states, self.dropout, self.training) if self.dropout else states
 
 
 def open_network(folder: ModelFolder, *, dropout: float = 0.0, seed: int = 0) -> PrunerNetwork:
@@ -235,11 +243,8 @@ def _expected(shape: NetworkShape) -> set[str]:
     return set(names)
 
 
-_ENDS = ("weight", "bias")
-
-
 def _buckets(relative: torch.Tensor, buckets: int) -> torch.Tensor:
-    """Bucket of each relative position, key minus query: exact when near, logarithmic when far (T5, arXiv 1910.10683)."""
+    """Bucket of each position relative to the query: exact when near, logarithmic when far (T5, arXiv 1910.10683)."""
     half = buckets // 2
     sign = (relative > 0) * half
     distance = relative.abs()

@@ -1,21 +1,23 @@
 """A whole run: teacher, its labels, student, and the folder that is shipped.
 
-    TrainingConfig, data folder -> build_bank -> train_teacher -> distil -> write_student -> OUT/model, OUT/log.jsonl
+    TrainingConfig, data folder -> build_bank -> train_teacher -> train_student -> write_student -> OUT/model
 
 Everything is decided on questions held out of the training splits; test splits are read by `provence evaluate` alone.
+A run broken off goes on from its last checkpoint in OUT.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from datapipe.errors import ConfigError
 from datapipe.workers.folder import ModelFolder, resolve
 from datapipe.workers.spec import EMBEDDED_PREFIX, ModelSpec
-from provence.training.bank import BankBuilder
+from provence.training.bank import Bank, BankBuilder
+from provence.training.card import write_card
 from provence.training.distil import RoundedDelta, pair_windows, teach
 from provence.training.epochs import EpochDrawer
 from provence.training.network import HEADS, PrunerNetwork, open_network
@@ -24,18 +26,49 @@ from provence.training.sources import Guard, read_source
 from provence.training.store import Store
 from provence.training.templates import open_tokenizer, template_of
 from provence.training.train import Loop
-from provence.training.windows import Template, Windows, protocol_windows
+from provence.training.windows import Template, protocol_windows
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-    from provence.training.bank import Bank
     from provence.training.config import ModelConfig, TrainingConfig
 
-__all__ = ["Trainee", "build_bank", "open_trainee", "train_student", "train_teacher", "write_student"]
+__all__ = [
+    "STUDENT_EPOCHS",
+    "Host",
+    "Trainee",
+    "build_bank",
+    "drawer",
+    "figures",
+    "open_trainee",
+    "run_training",
+    "train_on_labels",
+    "train_student",
+    "write_student",
+]
 
 _HELD_QUESTIONS = 300
-"""Held-out questions of a source that figures are taken on while training."""
+"""Held-out questions of a source that figures are taken on."""
+
+STUDENT_EPOCHS = 1000
+"""Added to the student's seed, so that it sees other windows than the teacher."""
+
+
+class Host(NamedTuple):
+    """How a run uses its machine.
+
+    Attributes:
+        out: Where logs and checkpoints go.
+        processes: That draw windows ahead; 0 draws when an epoch is needed.
+        windows: Where drawn epochs are kept; None keeps none.
+        checkpoint_every: Updates between two checkpoints; 0 for none.
+    """
+
+    out: Path
+    processes: int = 0
+    windows: Path | None = None
+    checkpoint_every: int = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +84,53 @@ class Trainee:
     network: PrunerNetwork
     template: Template
     folder: ModelFolder
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(self.network.parameters()).device
+
+
+def run_training(
+    config: TrainingConfig,
+    data: Path,
+    host: Host,
+    *,
+    device: torch.device,
+    teacher_base: str | None = None,
+    tell: Callable[[str], None] = print,
+) -> dict[str, dict[str, float]]:
+    """Train what the config describes and write `host.out / "model"` with its card.
+
+    Args:
+        config: The run.
+        data: Folder of the Parquet files.
+        host: How this machine is used.
+        device: Where to train.
+        teacher_base: Where the teacher's base lies, instead of the config's.
+        tell: Told what is done.
+
+    Returns:
+        Held-out figures of `teacher`, if there is one, and `student`.
+    """
+    host.out.mkdir(parents=True, exist_ok=True)
+    builder = build_bank(config, data)
+    tell(f"questions (training, held out): {builder.taken}; left out, for they are protected: {builder.refused}")
+    bank = builder.build()
+    student = open_trainee(config.student, name="student", device=device)
+    found: dict[str, dict[str, float]] = {}
+    if config.teacher is None:
+        found["student"] = train_on_labels(student, bank, config, config.student, host, name="student")
+    else:
+        base = replace(config.teacher, source=teacher_base or config.teacher.source)
+        teacher = open_trainee(base, name="teacher", device=device, bank=student.folder)
+        found["teacher"] = train_on_labels(teacher, bank, config, config.teacher, host, name="teacher")
+        tell(f"teacher: {found['teacher']}")
+        found["student"] = train_student(student, teacher, bank, config, host)
+    tell(f"student: {found['student']}")
+    write_student(student.network, config, host.out / "model")
+    write_card(host.out / "model", config, builder.taken, found)
+    return found
 
 
 def build_bank(config: TrainingConfig, data: Path) -> BankBuilder:
@@ -70,85 +150,69 @@ def build_bank(config: TrainingConfig, data: Path) -> BankBuilder:
     folder = resolve(ModelSpec(name=config.name, source=config.student.source))
     builder = BankBuilder(open_tokenizer(folder), config.windows, Guard.over(protected))
     for source in config.sources:
-        held = [
-            example
-            for split in source.validation_splits
-            for example in read_examples(data / f"{source.name}.parquet", split=split)
-        ]
+        held = read_source(replace(source, splits=source.validation_splits), data)
         builder.add(source, read_source(source, data), held)
     return builder
 
 
-def open_trainee(
-    config: ModelConfig, *, name: str, device: torch.device, student: ModelFolder | None = None
-) -> Trainee:
-    """Open a base encoder with new heads.
+def open_trainee(config: ModelConfig, *, name: str, device: torch.device, bank: ModelFolder | None = None) -> Trainee:
+    """Open a base encoder with new heads; on a GPU it computes in bfloat16.
 
     Args:
         config: Names it.
         name: For messages.
         device: Where it is trained.
-        student: Whose tokenizer made the bank; None if it is this one's.
+        bank: Whose tokenizer made the bank; None if it is this one's.
     """
     folder = resolve(ModelSpec(name=name, source=config.source))
-    other = None if student is None else open_tokenizer(student)
-    template = template_of(open_tokenizer(folder), other)
+    template = template_of(open_tokenizer(folder), None if bank is None else open_tokenizer(bank))
     network = open_network(folder, dropout=config.optimiser.dropout, seed=config.optimiser.seed).to(device)
+    network.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return Trainee(network, template, folder)
 
 
-def train_teacher(
-    trainee: Trainee, bank: Bank, config: TrainingConfig, *, out: Path, processes: int = 0, checkpoints: bool = True
+def train_on_labels(
+    trainee: Trainee, bank: Bank, config: TrainingConfig, model: ModelConfig, host: Host, *, name: str
 ) -> dict[str, float]:
     """Train on labels alone, other windows every epoch. Returns the held-out figures; `trainee` is changed in place."""
-    optimiser = (config.teacher or config.student).optimiser
-    device = next(trainee.network.parameters()).device
-    with drawer(bank, config, seed=optimiser.seed, processes=processes) as drawn:
+    with drawer(bank, config, host, seed=model.optimiser.seed) as drawn:
 
         def epoch(number: int) -> Store:
-            return Store.of(bank, drawn.windows(number), trainee.template, device=device)
+            return Store.of(bank, drawn.windows(number), trainee.template, device=trainee.device)
 
-        checkpoint = out / "teacher.checkpoint" if checkpoints else None
-        Loop(trainee.network, optimiser, epoch, log=out / "teacher.jsonl", checkpoint=checkpoint).run()
+        _loop(trainee, model, epoch, host, name).run()
     return figures(trainee, bank, config)
 
 
 def train_student(
-    student: Trainee,
-    teacher: Trainee,
-    bank: Bank,
-    config: TrainingConfig,
-    *,
-    out: Path,
-    processes: int = 0,
-    checkpoints: bool = True,
+    student: Trainee, teacher: Trainee, bank: Bank, config: TrainingConfig, host: Host
 ) -> dict[str, float]:
     """Train on the teacher's word. Returns the held-out figures; `student` is changed in place."""
-    optimiser, distil = config.student.optimiser, config.distil
-    with drawer(bank, config, seed=optimiser.seed + 1000, processes=processes) as drawn:
-        windows = pair_windows(drawn, pairs=distil.pairs, seed=optimiser.seed)
-    store, _ = teach(teacher.network, bank, windows, (teacher.template, student.template), soft=distil.soft)
-    checkpoint = out / "student.checkpoint" if checkpoints else None
-    loop = Loop(student.network, optimiser, lambda _: store, log=out / "student.jsonl", checkpoint=checkpoint)
-    if config.bits and distil.straight:
+    seed = config.student.optimiser.seed
+    with drawer(bank, config, host, seed=seed + STUDENT_EPOCHS) as drawn:
+        windows = pair_windows(drawn, pairs=config.distil.pairs, seed=seed)
+    store = teach(teacher.network, bank, windows, (teacher.template, student.template), soft=config.distil.soft)
+    loop = _loop(student, config.student, lambda _: store, host, "student")
+    if config.bits and config.distil.straight:
         loop.straight = RoundedDelta.of(student.network, bits=config.bits)
-        loop.straight_from = 1 - distil.straight
+        loop.straight_from = 1 - config.distil.straight
     loop.run()
     return figures(student, bank, config)
 
 
-def drawer(bank: Bank, config: TrainingConfig, *, seed: int, processes: int) -> EpochDrawer:
+def drawer(bank: Bank, config: TrainingConfig, host: Host, *, seed: int) -> EpochDrawer:
     """What draws the windows of epochs, as the sources' repeats say."""
     repeats = [source.repeat for source in config.sources]
-    return EpochDrawer(bank, config.windows, seed=seed, repeats=repeats, processes=processes)
+    return EpochDrawer(bank, config.windows, seed=seed, repeats=repeats, processes=host.processes, folder=host.windows)
 
 
 def figures(
     trainee: Trainee, bank: Bank, config: TrainingConfig, *, most: int | None = _HELD_QUESTIONS
 ) -> dict[str, float]:
     """Share of characters removed at 90 % recall on held-out questions, by source, and their mean."""
-    windows: Windows = protocol_windows(bank, most=most)
-    store = Store.of(bank, windows, trainee.template, device=next(trainee.network.parameters()).device)
+    room = config.windows.max_tokens - trainee.template.special
+    windows = protocol_windows(bank, most=most, room=room)
+    store = Store.of(bank, windows, trainee.template, device=trainee.device)
     return held_figures(trainee.network, store, bank, windows, [source.name for source in config.sources])
 
 
@@ -170,11 +234,11 @@ def write_student(network: PrunerNetwork, config: TrainingConfig, folder: Path, 
         if not config.student.source.startswith(EMBEDDED_PREFIX):
             raise ConfigError(f"bits = {config.bits} needs a student that is embedded. Got {config.student.source!r}")
         start = {name: tensor for name, tensor in base.tensors().items() if name in tensors}
-        stored = encode_delta(start, tensors, bits=8 if config.bits == 8 else 4)  # noqa: PLR2004
+        stored = encode_delta(start, tensors, bits=config.delta_bits)
         native = NativeConfig(
             base=config.student.source,
             base_digest=base.digest,
-            delta="int8" if config.bits == 8 else "int4",  # noqa: PLR2004
+            delta="int8" if config.bits == 8 else "int4",  # noqa: PLR2004 - the two there are
             max_length=length,
             threshold=threshold,
             details=details,
@@ -184,3 +248,15 @@ def write_student(network: PrunerNetwork, config: TrainingConfig, folder: Path, 
         native = NativeConfig(encoder=base.config(), max_length=length, threshold=threshold, details=details)
         whole = {f"encoder.{name}": tensor for name, tensor in tensors.items()}
     write_native(folder, config=native, tensors=whole | heads, tokenizer=base.path("tokenizer.json"))
+
+
+def _loop(trainee: Trainee, model: ModelConfig, epoch: Callable[[int], Store], host: Host, name: str) -> Loop:
+    checkpoint = host.out / f"{name}.checkpoint" if host.checkpoint_every else None
+    return Loop(
+        trainee.network,
+        model.optimiser,
+        epoch,
+        log=host.out / f"{name}.jsonl",
+        checkpoint=checkpoint,
+        checkpoint_every=host.checkpoint_every or 1,
+    )

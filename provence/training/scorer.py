@@ -12,7 +12,6 @@ import numpy as np
 
 from datapipe.errors import ConfigError
 from provence.training.bank import BankBuilder
-from provence.training.config import SourceConfig, WindowConfig
 from provence.training.sources import Guard
 from provence.training.store import Store
 from provence.training.train import predict
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from provence.evaluation.protocol import Passage, PassageScores
     from provence.training.bank import Bank
+    from provence.training.config import WindowConfig
     from provence.training.network import PrunerNetwork
     from provence.training.windows import Template
 

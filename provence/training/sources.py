@@ -2,9 +2,9 @@
 
     SourceConfig -> read_source -> [Example, …] -> Guard.admits -> [Example, …] without anything of the protected sets
 
-A pruner's figures are worth nothing if it has seen the passages that they are measured on, and sets overlap: one article
-is `test` in one set and `train` in another. So a question is left out if its document has the title of a protected
-document, or if one of the two texts contains the other, or if the same question is protected. Raises what
+A pruner's figures are worth nothing if it has seen the passages that they are measured on, and sets overlap: one
+article is `test` in one set and `train` in another. So a question is left out if its document has the title of a
+protected document, or if one of the two texts contains the other, or if the same question is protected. Raises what
 `read_examples` raises.
 """
 

@@ -134,7 +134,7 @@ class Store:
 def assemble(bank: Bank, windows: Windows, template: Template, *, device: torch.device) -> Flat:
     """Gather the tokens of all windows: special, question, special, title, sentences, special.
 
-    A window is a row of pieces, each a span of one array of all ids; the pieces' lengths say where each token comes from.
+    A window is a row of pieces, each a span of one array of all ids; their lengths say where each token comes from.
     """
 
     def put(array: np.ndarray) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The special tokens of a pair, read from a tokenizer.json, and one bank for encoders whose vocabularies differ by a shift.
+"""The special tokens of a pair, and one bank for encoders whose vocabularies differ by a shift.
 
     tokenizer.json -> open_tokenizer -> template_of (against the bank's) -> Template
 
@@ -69,7 +69,7 @@ def _shift(tokenizer: Tokenizer, bank: Tokenizer) -> int:
     missing = [word for word in ours if word not in theirs and word not in special]
     if len(shifts) != 1 or missing:
         raise ModelError(
-            f"the vocabularies of teacher and student differ by {len(shifts)} shifts, and {len(missing)} words are in one "
-            "only; ids can be shared only if all words differ by the same shift"
+            f"the vocabularies of teacher and student differ by {len(shifts)} shifts, and {len(missing)} words are in "
+            "one only; ids can be shared only if all words differ by the same shift"
         )
     return shifts.pop()

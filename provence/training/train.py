@@ -51,7 +51,7 @@ def predict(network: PrunerNetwork, store: Store, *, batch_tokens: int = 131_072
     """Both heads over all windows; the network is left in evaluation mode."""
     network.eval()
     keep, score = torch.zeros_like(store.target), torch.zeros_like(store.score)
-    with torch.inference_mode(), _half(store.ids.device):
+    with torch.inference_mode():
         for chosen in plan(store.lengths, batch_tokens=batch_tokens, rng=None):
             batch = store.batch(chosen)
             outputs = network(batch.ids, batch.lengths)
@@ -162,13 +162,12 @@ class Loop:
         batch = store.batch(chosen)
         if self.straight is not None and self._progress >= self.straight_from:
             self.network.instead = self.straight(self.network)
-        with _half(self._device):
-            outputs = self.network(batch.ids, batch.lengths)
+        outputs = self.network(batch.ids, batch.lengths)
         self.network.instead = {}
         kept = keep_loss(outputs.keep, batch.unit, batch.target)
         scored = (teacher_score_loss if store.soft_score else gold_score_loss)(outputs.score, batch.score)
         loss = kept + self.config.score_weight * scored
-        loss.backward()
+        torch.autograd.backward(loss)
         norm = torch.nn.utils.clip_grad_norm_(list(self._trained.values()), self.config.clip)
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
@@ -181,7 +180,7 @@ class Loop:
         if self._mean:
             decay = min(self.config.average, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
-                torch._foreach_lerp_(list(self._mean.values()), list(self._trained.values()), 1 - decay)  # noqa: SLF001
+                torch._foreach_lerp_(list(self._mean.values()), list(self._trained.values()), 1 - decay)
 
     def _after(self) -> None:
         if self.validate is not None and self.validate_every and self.step % self.validate_every == 0:
@@ -232,7 +231,3 @@ def _rate(progress: float, warmup: float) -> float:
     if progress < warmup:
         return (progress + 1e-4) / (warmup + 1e-4)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / max(1e-9, 1 - warmup))))
-
-
-def _half(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.common import record
+from benchmarks.common import environment, record
 from provence.evaluation.protocol import PROTOCOL, PassageScores, joined
 from provence.evaluation.run import measure
 from provence.training.bank import Bank
@@ -143,7 +143,8 @@ def measured(options: argparse.Namespace) -> None:
 
 
 def recorded(options: argparse.Namespace) -> None:
-    """Rows of what was measured on another machine, named in `--hardware`."""
+    """Rows of what was measured on another machine, with its circumstances instead of this one's."""
+    environment().update(json.loads(options.circumstances.read_text(encoding="utf-8")))
     for path in sorted(options.out.glob("measured_*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         for method in dict.fromkeys(row["method"] for row in content["test"]):
@@ -151,13 +152,12 @@ def recorded(options: argparse.Namespace) -> None:
             sets = sorted(rows.keys() - {"macro"})
             about = {"protocol": PROTOCOL, "split": "test", "limit": None, "method": method}
             about |= {"stage": "training network", "config": options.digest or content["config"]}
-            there = {"measured_on": options.hardware, "dtype": "bfloat16"}
             for name in sets:
-                record(NAME, {**rows[name], **there}, {**about, "what": "set", "set": name})
+                record(NAME, {**rows[name], "dtype": "bfloat16"}, {**about, "what": "set", "set": name})
             mean = {name: rows[name]["removed_at_90"] for name in sets}
             whole = {key: value for key, value in rows["macro"].items() if key not in {"set", "method"}}
             ends = {f"mean{end}": whole[f"removed_at_90{end}"] for end in ("", "_low", "_high")}
-            record(NAME, {**ends, **mean, **whole, **there}, {**about, "what": "macro", "sets": sets})
+            record(NAME, {**ends, **mean, **whole, "dtype": "bfloat16"}, {**about, "what": "macro", "sets": sets})
 
 
 def recalled(trainee: Trainee, path: Path) -> Trainee:
@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6, help="that `draw` draws for each of both")
     parser.add_argument("--limit", type=int, help="questions of a test set, at most")
     parser.add_argument("--set", nargs="*", default=[], help="values to change, such as student.optimiser.steps=20")
-    parser.add_argument("--hardware", help="where the figures to record were measured")
+    parser.add_argument("--circumstances", type=Path, help="JSON: commit, hardware, versions of what is recorded")
     parser.add_argument("--digest", help="of the config that they belong to, if it was written down later")
     options = parser.parse_args()
     for folder in (options.work, options.out):

@@ -114,6 +114,7 @@ def prune(  # noqa: PLR0913 - each is an option
     calibration: Annotated[Path | None, Option(help="File of `provence calibrate`, for --target-recall.")] = None,
     model: Annotated[str, Option(help="default, a folder, a cached hub id, or a name at --server.")] = "default",
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    backend: Annotated[str, Option(help="torch, or onnx: int8 on the CPU, without torch.")] = "torch",
     server: Annotated[str | None, Option(help="URL of a `datapipe serve` that runs the model instead.")] = None,
     html: Annotated[Path | None, Option(help="Also write a page that shows what was kept and cut, and why.")] = None,
     as_json: Annotated[
@@ -149,7 +150,8 @@ def prune(  # noqa: PLR0913 - each is an option
 
     Policy.of(policy)  # a mistake is found before a model is loaded
     texts = _read(names)
-    with _opened(model, device=device, server=server, calibration=calibration) as pruner:
+    engine: Any = {"device": device, "backend": backend, "calibration": calibration}
+    with _opened(model, server=server, **engine) as pruner:
         contexts = pruner.prune(question, texts, **reading, **policy)
 
     shown = [_shown(names[context.index], texts[context.index], context) for context in contexts]
@@ -184,17 +186,18 @@ def _titles(given: Sequence[str] | None, names: Sequence[str]) -> list[str | Non
 
 
 @contextmanager
-def _opened(model: str, *, device: str, server: str | None, calibration: Path | None) -> Iterator[Pruner]:
+def _opened(model: str, *, server: str | None, **engine: Any) -> Iterator[Pruner]:
+    """A pruner at a server, or one of this process; `engine` is what `Pruner.load` takes."""
     from provence.pruner import Pruner
 
     if server is None:
-        with Pruner.load(model, device=device, calibration=calibration) as pruner:
+        with Pruner.load(model, **engine) as pruner:
             yield pruner
         return
     from datapipe.workers import HttpWorker
 
     with HttpWorker(server) as worker:
-        yield Pruner.load(model, device=device, worker=worker, calibration=calibration)
+        yield Pruner.load(model, worker=worker, **engine)
 
 
 def _shown(name: str, text: str, context: PrunedContext) -> Shown:

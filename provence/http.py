@@ -20,6 +20,7 @@ from datapipe.workers.http.errors import InvalidRequestError
 from datapipe.workers.http.route import Route
 from provence.assemble import Request, contexts
 from provence.calibration import Calibration
+from provence.loading import CALIBRATION
 from provence.policy import EmptyPolicy, Pin, Policy, RuleName
 from provence.render import values
 from provence.units.unit import TextKind
@@ -29,13 +30,10 @@ if TYPE_CHECKING:
     from datapipe.workers.spec import ModelSpec
     from provence.results import PrunedContext
 
-__all__ = ["CALIBRATION_FILE", "PRUNE", "ROUTES", "PruneRequest", "PruneResponse"]
+__all__ = ["PRUNE", "ROUTES", "PruneRequest", "PruneResponse"]
 
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Count: TypeAlias = Annotated[int, Field(ge=0, le=1 << 31)]
-
-CALIBRATION_FILE = "calibration.json"
-"""Beside a model's weights; makes `target_recall` possible for the model on a server."""
 
 _AIMS = ("threshold", "target_recall", "budget_tokens")
 _POLICY = (*_AIMS, "rule", "top_n", "min_keep", "always_keep_first", "pin", "repair", "empty")
@@ -214,11 +212,11 @@ def _calibration(call: Call, spec: ModelSpec) -> Calibration:
         InvalidRequestError: There is none.
         ConfigError: It was made with other weights.
     """
-    path = resolve(spec).root / CALIBRATION_FILE
+    path = resolve(spec).root / CALIBRATION
     if not path.is_file():
         raise InvalidRequestError(
             f"model {spec.name} is not calibrated, so target_recall cannot be promised: its folder has no "
-            f"{CALIBRATION_FILE} (provence calibrate makes it)",
+            f"{CALIBRATION} (provence calibrate makes it)",
             param="target_recall",
         )
     calibration = Calibration.load(path)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
+from provence.loading import Backend
 from provence.policy import EmptyPolicy, Pin, Policy, RuleName
 from provence.units.unit import TextKind
 
@@ -36,7 +37,7 @@ _POLICY = (
     "repair",
     "empty",
 )
-_ENGINE = ("model", "device", "dtype", "max_length", "calibration", "worker")
+_ENGINE = ("model", "device", "dtype", "max_length", "backend", "calibration", "worker")
 _opening = threading.Lock()
 
 
@@ -66,6 +67,7 @@ class PruneOptions(BaseModel):
         device: Where the model runs: `auto`, `cpu`, `cuda:0`; without meaning for a `worker`.
         dtype: Precision; None is what suits the device and the model.
         max_length: Tokens of a window; None is the model's own.
+        backend: `torch`, or `onnx` for int8 on the CPU without torch.
         calibration: File of `provence calibrate`.
         worker: Where the model runs instead: a `LocalWorker`, `HttpWorker` or `RayWorker`; never part of a dump.
     """
@@ -91,6 +93,7 @@ class PruneOptions(BaseModel):
     device: str = "auto"
     dtype: str | None = None
     max_length: int | None = None
+    backend: Backend = "torch"
     calibration: str | None = None
     worker: Any = Field(default=None, exclude=True, repr=False)
 

@@ -171,7 +171,8 @@ def test_a_model_in_process_gives_the_same_as_one_at_a_server(
     unknown = run("prune", "-q", QUESTION, *model, "--model", "other", *files)
     assert unknown.status == 1
     assert "not served here" in unknown.err
-    assert run("prune", "-q", QUESTION, *model, "--device", "cpu", *files).status == 1
+    for option in (["--device", "cpu"], ["--backend", "onnx"]):
+        assert "are the worker's own matter" in run("prune", "-q", QUESTION, *model, *option, *files).err
 
 
 def test_a_calibration_makes_a_recall_possible(
@@ -198,6 +199,7 @@ def test_a_calibration_makes_a_recall_possible(
         (["-q", "a", "--title", "b", "--title", "c", "one.txt"], "--title is given once for each file. Got 2 for 1"),
         (["-q", "a", "--threshold", "0.5", "--budget-tokens", "5", "one.txt"], "budget_tokens"),
         (["-q", "a", "--threshold", "7", "one.txt"], "threshold"),
+        (["-q", "a", "--backend", "jax", "one.txt"], "backend must be one of torch, onnx. Got 'jax'"),
         (["-q", "a", "--model", "/no/such/folder", "one.txt"], "/no/such/folder"),
         (["-q", "a", "--server", "nowhere", "one.txt"], "the URL of a server looks like http://127.0.0.1:8000"),
     ],
@@ -226,10 +228,10 @@ def test_the_command_is_one_process_and_every_subcommand_is_there(files: list[Pa
     assert done.stdout.strip()
     assert done.stderr == ""
     listed = provence("--help").stdout
-    assert all(name in listed for name in ("prune", "train", "labels", "calibrate", "evaluate"))
+    assert all(name in listed for name in ("prune", "train", "labels", "calibrate", "evaluate", "export"))
 
 
-@pytest.mark.parametrize("name", ["train", "labels", "calibrate", "evaluate"])
+@pytest.mark.parametrize("name", ["train", "labels", "calibrate", "evaluate", "export"])
 def test_a_command_of_another_room_tells_its_options(run: Callable[..., Done], name: str) -> None:
     done = run(name, "--help")
     assert done.status == 0, done.err

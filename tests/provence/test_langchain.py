@@ -190,6 +190,7 @@ async def test_no_documents_give_none_and_open_no_model() -> None:
         ({"top_n": 0}, "top_n"),
         ({"pin": ("footnotes",)}, "footnotes"),
         ({"thresold": 0.5}, "thresold"),
+        ({"backend": "jax"}, "backend.*'torch' or 'onnx'"),
     ],
 )
 def test_wrong_options_are_refused_when_it_is_made(fields: dict[str, Any], message: str) -> None:

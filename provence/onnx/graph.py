@@ -32,7 +32,6 @@ _MICROSOFT: Final = "com.microsoft"
 _OPSETS: Final = (("", 20), (_MICROSOFT, 1))
 _IR_VERSION: Final = 10
 _TOP: Final = 127
-_CLIPS: Final = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 _GELU_LEAST: Final = 0.17
 """No value of GELU lies below -0.16998."""
 
@@ -66,30 +65,12 @@ def probe_graph(pruner: PlainPruner) -> tuple[bytes, list[str]]:
     return graph.serialised(names), list(names)
 
 
-def quantised_rows(weight: Float32, *, shares: Sequence[float] = _CLIPS) -> tuple[Any, Float32]:
-    """Codes, int8 (rows, columns) of -127 to 127, and a factor a row, float32 (rows,); the value is their product.
-
-    Of several factors a row takes that with the least squared error: clipping its largest values often costs less than
-    coarser steps for all.
-
-    Args:
-        weight: Float32 (rows, columns).
-        shares: Of the largest value of a row, what 127 may stand for.
-    """
-    largest = np.abs(weight).max(axis=1, keepdims=True) / np.float32(_TOP)
-    largest[largest == 0] = 1
-    least = np.full((len(weight), 1), np.inf, np.float32)
-    best = largest.copy()
-    for share in shares:
-        steps = largest * np.float32(share)
-        error = np.square(_codes(weight, steps) * steps - weight).sum(axis=1, keepdims=True)
-        best = np.where(error < least, steps, best)
-        least = np.minimum(error, least)
-    return _codes(weight, best).astype(np.int8), best[:, 0]
-
-
-def _codes(weight: Float32, steps: Float32) -> Float32:
-    return np.clip(np.round(weight / steps), -_TOP, _TOP)
+def quantised_rows(weight: Float32) -> tuple[Any, Float32]:
+    """Codes, int8 (rows, columns) of -127 to 127, and a factor a row, float32 (rows,); the value is their product."""
+    steps = np.abs(weight).max(axis=1) / np.float32(_TOP)
+    steps[steps == 0] = 1
+    codes = np.clip(np.round(weight / steps[:, None]), -_TOP, _TOP).astype(np.int8)
+    return codes, steps.astype(np.float32)
 
 
 def _encoder(graph: _Graph, pruner: PlainPruner) -> str:
@@ -97,7 +78,7 @@ def _encoder(graph: _Graph, pruner: PlainPruner) -> str:
     from onnx import TensorProto
 
     shape, tensors = pruner.shape, pruner.encoder
-    codes, steps = quantised_rows(tensors["embeddings.word_embeddings.weight"], shares=(1.0,))
+    codes, steps = quantised_rows(tensors["embeddings.word_embeddings.weight"])
     found = graph.node("Cast", [graph.node("Gather", [graph.constant(codes), INPUTS[0]])], to=TensorProto.FLOAT)
     words = graph.node("Mul", [found, graph.node("Gather", [graph.constant(steps[:, None]), INPUTS[0]])])
     skipped = 0 if shape.padding is None else shape.padding + 1

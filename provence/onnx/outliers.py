@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["WIDE_CHANNELS", "wide_channels"]
 
-WIDE_CHANNELS: Final = 8
-"""Of 384 or 1,536. More gain little: the error of all-MiniLM-L6-v2's states is 5.8 % with none, 2.8 % with 4 behind
-each norm, 2.7 % with 8, 2.5 % with 12 and with 16; 2.4 % with 8 behind each norm and GELU, 2.2 % with 16 and 32."""
+WIDE_CHANNELS: Final = 16
+"""Of 384 or 1,536. Of a trained pruner on all-MiniLM-L6-v2 the error of a token's keep logit, whose spread is 3.5, is
+0.144 with none, 0.080 with 8, 0.073 with 16 and 0.076 with 32."""
 
 _SAMPLES: Final = (
     (

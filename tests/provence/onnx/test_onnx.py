@@ -113,22 +113,17 @@ def test_an_encoder_that_stands_alone_is_read_too(tmp_path: Path) -> None:
         assert worker.load(str(tmp_path / "m")).max_length == 64
 
 
-def test_codes_and_factors_give_the_weight_back_within_half_a_step_or_clipped() -> None:
+def test_codes_and_factors_give_the_weight_back_within_half_a_step() -> None:
     weight = np.random.default_rng(0).normal(size=(7, 40)).astype(np.float32)
     weight[3] = 0
     codes, steps = quantised_rows(weight)
     assert codes.dtype == np.int8
-    clipped = np.abs(codes) == 127
-    error = np.abs(codes * steps[:, None] - weight)
-    assert (error <= steps[:, None] * 0.5001)[~clipped].all()
-    plain = np.abs(weight).max(axis=1, keepdims=True) / 127
-    plain[3] = 1
-    assert (np.square(error).sum(axis=1) <= np.square(np.round(weight / plain) * plain - weight).sum(axis=1)).all()
+    assert (np.abs(codes * steps[:, None] - weight) <= steps[:, None] * 0.5001).all()
 
 
 def test_a_table_of_int8_codes_is_kept_as_it_is() -> None:
     table = ModelFolder(BASE, embedded_folder(BASE)).tensors()["embeddings.word_embeddings.weight"].numpy()
-    codes, steps = quantised_rows(table, shares=(1.0,))
+    codes, steps = quantised_rows(table)
     np.testing.assert_allclose(codes * steps[:, None], table, rtol=1e-6)
 
 

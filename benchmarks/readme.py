@@ -28,6 +28,18 @@ COLUMNS = {
         *("device", "way", "online_per_s", "p50_ms", "p95_ms", "alone_p95_ms", "times_alone_p95"),
         *("share_of_bulk_alone", "memory_mib"),
     ],
+    "provence_quality macro": [
+        *("method", "squad11_dev", "squad20_dev", "wikiqa", "syllabusqa", "entailmentbank", "hotpotqa_sample"),
+        *("fairytaleqa", "expmrc", "mean", "mean_low", "mean_high"),
+    ],
+    "provence_calibration": [
+        *("set", "method", "made_on", "questions", "requested", "achieved", "achieved_low", "achieved_high", "removed"),
+    ],
+    "provence_speed": [
+        *("device", "model", "way", "dtype", "documents_per_s", "times_float32_loop", "times_bfloat16_loop"),
+        *("useful_tflops", "share_of_product", "decisions_unlike", "sentences"),
+    ],
+    "provence_speed_latency": ["device", "model", "passages", "p50_ms", "p95_ms", "passages_per_s"],
     "gpu_embedding bulk": ["model", "data", "layout", "tokens_per_second", "useful_tflops", "share_of_ceiling"],
     "gpu_embedding online": ["model", "texts", "beside", "variant", "p50_seconds", "p95_seconds"],
     "gpu_embedding worker": ["model", "data", "items", "devices", "tokens_per_second", "share_of_ceiling"],

@@ -18,7 +18,9 @@ README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("code", [code for code in EXAMPLES if "flows." not in code], ids=range(3))
+@pytest.mark.parametrize(
+    "code", [pytest.param(code, id=code.split("\n")[0]) for code in EXAMPLES if "flows." not in code]
+)
 def test_an_example_of_the_readme_runs_and_prints_what_it_says(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,6 +24,7 @@ def loaded(statement: str) -> set[str]:
         "import datapipe",
         "import provence",
         "import datapipe.cli",
+        "import provence.cli",
         "import datapipe.workers",
         "dir(__import__('datapipe'))",
     ],
@@ -41,7 +42,15 @@ def test_the_workers_and_the_arithmetic_need_no_polars() -> None:
     assert "transformers" not in loaded(statement)
 
 
-@pytest.mark.parametrize("module", ["datapipe", "datapipe.workers"])
+def test_pruning_needs_no_polars_and_no_web() -> None:
+    statement = (
+        "import sys\nsys.modules.update(dict.fromkeys(['polars', 'prefect', 'fastapi', 'langchain_core', 'typer']))\n"
+        "import provence.pruner, provence.task, provence.evaluation.run, provence.training.pipeline"
+    )
+    assert "transformers" not in loaded(statement)
+
+
+@pytest.mark.parametrize("module", ["datapipe", "datapipe.workers", "provence"])
 def test_every_public_name_is_there(module: str) -> None:
     package = importlib.import_module(module)
     for name in package.__all__:

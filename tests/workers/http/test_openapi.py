@@ -64,6 +64,7 @@ def schema(worker: LocalWorker) -> Any:
 
 OPERATIONS = [
     ("POST", "/v1/embeddings"),
+    ("POST", "/v1/prune"),
     ("POST", "/v1/rerank"),
     ("POST", "/v2/rerank"),
     ("POST", "/rerank"),

@@ -84,7 +84,10 @@ class NetworkScorer:
 def held_figures(
     network: PrunerNetwork, store: Store, bank: Bank, windows: Windows, names: Sequence[str]
 ) -> dict[str, float]:
-    """Share of characters removed at 90 % recall for each source's held-out questions, and their mean, `macro`."""
+    """Share of characters removed at 90 % recall for each source's held-out questions, and their mean, `macro`.
+
+    Empty if none is held out.
+    """
     from provence.evaluation.metrics import removed_at_recall
 
     keep = predict(network, store).keep.cpu().numpy().astype(np.float64)
@@ -97,7 +100,7 @@ def held_figures(
         gold = windows.label[chosen] == 1
         if gold.any():
             figures[name] = removed_at_recall(keep[chosen], gold, characters[chosen], 0.9)
-    return figures | {"macro": float(np.mean(list(figures.values()))) if figures else 0.0}
+    return figures | ({"macro": float(np.mean(list(figures.values())))} if figures else {})
 
 
 def whole_windows(bank: Bank, *, room: int) -> Windows:

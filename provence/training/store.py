@@ -175,8 +175,10 @@ def plan(lengths: Int64, *, batch_tokens: int, rng: np.random.Generator | None) 
         batch_tokens: A window longer than it is a batch of its own.
         rng: Shuffles; without one, the longest come first.
     """
+    if not len(lengths):
+        return []
     order = np.argsort(-lengths, kind="stable") if rng is None else rng.permutation(len(lengths))
-    mean = max(1.0, float(lengths.mean())) if len(lengths) else 1.0
+    mean = max(1.0, float(lengths.mean()))
     run = len(order) if rng is None else max(1, int(_RUN * batch_tokens / mean))
     batches: list[Int64] = []
     for begin in range(0, len(order), run):

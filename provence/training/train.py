@@ -198,32 +198,38 @@ class Loop:
                 file.write(json.dumps(line) + "\n")
 
     def _save(self, path: Path) -> None:
-        state = {
-            "config": json.dumps(asdict(self.config)),
-            "weights": {name: weight.detach() for name, weight in self.network.named_weights()},
-            "optimiser": self._optimiser.state_dict(),
-            "mean": self._mean,
-            "at": (self.step, self._number, self._place, self._spent),
-        }
+        from safetensors.torch import save_file
+
+        state = {f"weights.{name}": weight.detach() for name, weight in self.network.named_weights()}
+        state |= {f"mean.{name}": mean for name, mean in self._mean.items()}
+        for name, weight in self._trained.items():
+            state |= {f"optimiser.{key}.{name}": value for key, value in self._optimiser.state[weight].items()}
+        at = [self.step, self._number, self._place, self._spent]
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.partial")
-        torch.save(state, temporary)
+        save_file(state, temporary, metadata={"config": json.dumps(asdict(self.config)), "at": json.dumps(at)})
         temporary.replace(path)
 
     def _load(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
         try:
-            state = torch.load(path, map_location=self._device, weights_only=True)
-            config = state["config"]
-        except (RuntimeError, OSError, KeyError, EOFError, ValueError) as error:
+            with safe_open(path, "pt", device=str(self._device)) as file:
+                about = file.metadata() or {}
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            at, config = json.loads(about["at"]), about["config"]
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise IntegrityError(f"{path} is no checkpoint of a training run: {error}") from error
         if config != json.dumps(asdict(self.config)):
             raise ConfigError(f"{path} belongs to a run with another config; remove it, or restore the config")
         with torch.no_grad():
             for name, weight in self.network.named_weights():
-                weight.copy_(state["weights"][name])
-        self._optimiser.load_state_dict(state["optimiser"])
-        self._mean = state["mean"]
-        self.step, self._number, self._place, self._spent = state["at"]
+                weight.copy_(state[f"weights.{name}"])
+        for name, weight in self._trained.items():
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            self._optimiser.state[weight] = {key: state[f"optimiser.{key}.{name}"] for key in keys}
+        self._mean = {name: state[f"mean.{name}"] for name in self._mean}
+        self.step, self._number, self._place, self._spent = at
 
 
 def _rate(progress: float, warmup: float) -> float:

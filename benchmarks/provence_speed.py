@@ -22,6 +22,7 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +34,11 @@ import pyarrow.parquet as pq
 
 from benchmarks.common import ROOT, Row, finished, record, table
 from datapipe.weights import embedded_folder
-from datapipe.workers.folder import ModelFolder
-from datapipe.workers.spec import ModelSpec
+from datapipe.workers.folder import ModelFolder, resolve
+from datapipe.workers.spec import DtypeName, ModelSpec
 from datapipe.workers.worker import LocalWorker
 from provence import Pruner
+from provence.families.delta import decode_delta
 from provence.prepare import plain_question
 from provence.units import split
 
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import torch
+    from numpy.typing import NDArray
 
 NAME = "provence_speed"
 TOKENIZER = embedded_folder("all-MiniLM-L6-v2") / "tokenizer.json"
@@ -56,7 +59,11 @@ COLUMNS = [
 ]
 LATENCY = ["device", "model", "passages", "p50_ms", "p95_ms", "passages_per_s"]
 
+DTYPES: tuple[DtypeName, ...] = ("float32", "bfloat16")
+
 Pair = tuple[str, str]
+Modules = tuple[Any, Any, Any]
+"""Encoder, head of the tokens, and what gives hidden states."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +72,12 @@ class Shape:
 
     model: str
     family: str
-    parameters: int
     layers: int
     dim: int
 
 
-DEBERTA = Shape("DeBERTa-v3-large", "provence", 0, 24, 1024)
-MODERNBERT = Shape("ModernBERT-base", "open_provence", 0, 22, 768)
+DEBERTA = Shape("DeBERTa-v3-large", "provence", 24, 1024)
+MODERNBERT = Shape("ModernBERT-base", "open_provence", 22, 768)
 
 
 def pairs_of(number: int, *, shortest: int = SHORTEST, longest: int = LONGEST) -> list[Pair]:
@@ -90,7 +96,7 @@ def pairs_of(number: int, *, shortest: int = SHORTEST, longest: int = LONGEST) -
 
 
 def write_deberta(folder: Path) -> None:
-    """naver's layout around a DeBERTa-v3-large with random weights."""
+    """The layout of naver around a DeBERTa-v3-large with random weights."""
     import torch
     import transformers
 
@@ -127,7 +133,7 @@ def write_deberta(folder: Path) -> None:
 
 
 def write_modernbert(folder: Path) -> None:
-    """OpenProvence's layout around a ModernBERT-base with random weights."""
+    """The layout of OpenProvence around a ModernBERT-base with random weights."""
     import torch
     import transformers
 
@@ -170,9 +176,18 @@ class Loop:
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         modules = {"provence": _deberta_modules, "open_provence": _modernbert_modules, "native": _native_modules}
-        self.encoder, self.token, self.rank, self.states = modules[family](folder)
+        self.encoder, self.token, self.states = modules[family](folder)
+        linear = [module.weight for module in self.encoder.modules() if isinstance(module, torch.nn.Linear)]
+        self.weights = sum(weight.numel() for weight in linear)
         for module in (self.encoder, self.token):
             module.to(device=device, dtype=getattr(torch, dtype)).eval()
+
+    def close(self) -> None:
+        """Nothing to do: the memory goes with the object."""
+
+    def values(self, pairs: Sequence[Pair]) -> list[float]:
+        """The mean keep probability of each sentence."""
+        return [value for sentences in self.sentences(pairs) for _, _, value in sentences]
 
     def sentences(self, pairs: Sequence[Pair]) -> list[list[tuple[int, int, float]]]:
         """Start, end and value of each sentence, by the family's rule before its threshold; probabilities for both."""
@@ -215,7 +230,7 @@ class Loop:
         ]
 
 
-def _deberta_modules(folder: Path) -> tuple[Any, Any, Any, Any]:
+def _deberta_modules(folder: Path) -> Modules:
     import torch
     import transformers
     from safetensors.torch import load_file
@@ -228,10 +243,10 @@ def _deberta_modules(folder: Path) -> tuple[Any, Any, Any, Any]:
     model.load_state_dict(inside)
     token = torch.nn.Linear(settings["hidden_size"], 2)
     token.load_state_dict({name: tensors[f"token_classifier.{name}"] for name in ("weight", "bias")})
-    return model, token, None, lambda encoder, ids, mask: encoder(input_ids=ids, attention_mask=mask)[0]
+    return model, token, lambda encoder, ids, mask: encoder(input_ids=ids, attention_mask=mask)[0]
 
 
-def _modernbert_modules(folder: Path) -> tuple[Any, Any, Any, Any]:
+def _modernbert_modules(folder: Path) -> Modules:
     import torch
     import transformers
     from safetensors.torch import load_file
@@ -251,22 +266,47 @@ def _modernbert_modules(folder: Path) -> tuple[Any, Any, Any, Any]:
         encoder(input_ids=ids, attention_mask=mask)
         return caught[0]
 
-    return model, token, None, states
+    return model, token, states
 
 
-def _native_modules(folder: Path) -> tuple[Any, Any, Any, Any]:
-    """The embedded base with the delta of a native folder put in, as transformers' own BertModel."""
+def _native_modules(folder: Path) -> Modules:
+    """The embedded base with the differences of a native folder put in, as transformers' own BertModel."""
     import torch
     import transformers
 
-    from provence.families.native import native_tensors
+    settings = json.loads((folder / "config.json").read_text())
+    tensors = ModelFolder("loop", folder).tensors()
+    base = resolve(ModelSpec(name="loop", source=settings["base"]))
+    inside = {name.removeprefix("delta."): tensor for name, tensor in tensors.items() if name.startswith("delta.")}
+    merged = decode_delta(base.tensors(), inside)
+    model = transformers.BertModel(transformers.BertConfig(**base.config()), add_pooling_layer=False)
+    given = {name.removeprefix("bert."): tensor.float() for name, tensor in merged.items() if "pooler" not in name}
+    model.load_state_dict(given, strict=False)
+    token = torch.nn.Linear(model.config.hidden_size, len(tensors["keep.weight"]))
+    token.load_state_dict({name: tensors[f"keep.{name}"].float() for name in ("weight", "bias")})
+    return model, token, lambda encoder, ids, mask: encoder(input_ids=ids, attention_mask=mask)[0]
 
-    config, encoder, heads = native_tensors(ModelFolder("loop", folder))
-    model = transformers.BertModel(transformers.BertConfig(**config), add_pooling_layer=False)
-    model.load_state_dict({name.removeprefix("bert."): tensor.float() for name, tensor in encoder.items()}, strict=False)
-    token = torch.nn.Linear(model.config.hidden_size, len(heads["keep.weight"]))
-    token.load_state_dict({name: heads[f"keep.{name}"].float() for name in ("weight", "bias")})
-    return model, token, None, lambda encoder, ids, mask: encoder(input_ids=ids, attention_mask=mask)[0]
+
+class Ours:
+    """A worker of this project with the same weights."""
+
+    def __init__(self, folder: Path, *, device: str, dtype: DtypeName) -> None:
+        self.worker = LocalWorker([ModelSpec(name="m", source=str(folder), task="prune", dtype=dtype)], device=device)
+        self.pruner = Pruner.load("m", worker=self.worker)
+
+    def values(self, pairs: Sequence[Pair]) -> list[float]:
+        """The mean keep probability of each sentence."""
+        pruned = self.pruner.prune_batch([(question, [text]) for question, text in pairs], rule="mean")
+        return [unit.keep_probability for [context] in pruned for unit in context.sentences]
+
+    def prune(self, pairs: Sequence[Pair], threshold: float) -> list[str]:
+        """The texts that are left."""
+        asked = [(question, [text]) for question, text in pairs]
+        return [context.text for [context] in self.pruner.prune_batch(asked, threshold=threshold, rule="mean")]
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.worker.close()
 
 
 def flops_of(lengths: Sequence[int], *, layers: int, dim: int, weights: int) -> float:
@@ -301,82 +341,52 @@ def product_rate(device: str, dtype: str) -> float:
     return 2.0 * size**3 / best
 
 
-def encoder_weights(folder: Path) -> int:
-    """Weights of products in the encoder of a checkpoint: two-dimensional tensors but tables."""
-    from safetensors import safe_open
-
-    total = 0
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        for name in file.keys():  # noqa: SIM118 - not a mapping
-            shape = file.get_slice(name).get_shape()
-            table_like = any(part in name for part in ("embedding", "rel_embeddings"))
-            if len(shape) == 2 and not table_like and "layer" in name:
-                total += shape[0] * shape[1]
-    return total
-
-
 def rates(what: str, shape: Shape, folder: Path, *, device: str, numbers: dict[str, int], rounds: int) -> None:
-    """Record documents a second of both ways in both precisions, in turns."""
+    """Record documents a second of both ways in both precisions."""
     config = {"what": what, "device": device, "model": shape.model, "numbers": numbers, "rounds": rounds}
-    keys = [(way, dtype) for dtype in ("float32", "bfloat16") for way in ("loop", "ours")]
+    keys: list[tuple[str, DtypeName]] = [(way, dtype) for dtype in DTYPES for way in ("loop", "ours")]
     if all(finished(NAME, {**config, "way": way, "dtype": dtype}) for way, dtype in keys):
         print(shape.model, "measured already")
         return
-    weights = encoder_weights(folder)
-    threshold, flags = None, {}
-    found: dict[tuple[str, str], Row] = {}
     compared = pairs_of(min(numbers.values()))
-    for dtype in ("float32", "bfloat16"):
-        ceiling = product_rate(device, dtype)
-        for way in ("loop", "ours"):
-            pairs = pairs_of(numbers[f"{way} {dtype}"])
-            if way == "loop":
-                loop = Loop(folder, shape.family, device=device, dtype=dtype)
-                values = [[value for _, _, value in text] for text in loop.sentences(compared)]
-                if threshold is None:
-                    threshold = float(np.median(np.concatenate(values)))
-                limit = threshold
-                flags[way, dtype] = values
-                run: Callable[[], Any] = lambda: loop.prune(pairs, limit)  # noqa: B023, E731
-            else:
-                spec = ModelSpec(name="m", source=str(folder), task="prune", dtype=dtype)
-                worker = LocalWorker([spec], device=device)
-                pruner = Pruner.load("m", worker=worker)
-                asked = [(question, [text]) for question, text in pairs]
-                some = [(question, [text]) for question, text in compared]
-                pruned = pruner.prune_batch(some, threshold=threshold, rule="mean")
-                flags[way, dtype] = [[unit.keep_probability for unit in one[0].sentences] for one in pruned]
-                run = lambda: pruner.prune_batch(asked, threshold=limit, rule="mean")  # noqa: B023, E731
-            run()
-            seconds = [timed(run, device=device)[0] for _ in range(rounds)]
-            rate = len(pairs) / statistics.median(seconds)
-            lengths = [len(text) / 4.5 for _, text in pairs]
-            useful = flops_of(token_lengths(pairs), layers=shape.layers, dim=shape.dim, weights=weights)
-            found[way, dtype] = {
-                "documents_per_s": rate,
-                "rates": [len(pairs) / each for each in seconds],
-                "mean_tokens": float(np.mean(token_lengths(pairs))),
-                "characters_per_token": float(np.mean(lengths)),
-                "useful_tflops": useful / statistics.median(seconds) / 1e12,
-                "share_of_product": useful / statistics.median(seconds) / ceiling,
-            }
-            print(shape.model, way, dtype, f"{rate:.1f} documents/s", flush=True)
-            if way == "ours":
-                worker.close()
-            else:
-                del loop
-            gc.collect()
-    reference = np.concatenate(flags["loop", "float32"])
+    threshold, weights = 0.0, 0
+    values: dict[tuple[str, str], NDArray[np.float64]] = {}
+    found: dict[tuple[str, str], Row] = {}
+    for way, dtype in keys:
+        side: Loop | Ours
+        if way == "loop":
+            side = Loop(folder, shape.family, device=device, dtype=dtype)
+            weights = side.weights
+        else:
+            side = Ours(folder, device=device, dtype=dtype)
+        values[way, dtype] = np.array(side.values(compared))
+        threshold = threshold or float(np.median(values[way, dtype]))
+        pairs = pairs_of(numbers[f"{way} {dtype}"])
+        side.prune(pairs, threshold)
+        seconds = [timed(partial(side.prune, pairs, threshold), device=device)[0] for _ in range(rounds)]
+        spent, lengths = statistics.median(seconds), token_lengths(pairs)
+        useful = flops_of(lengths, layers=shape.layers, dim=shape.dim, weights=weights)
+        found[way, dtype] = {
+            "documents_per_s": len(pairs) / spent,
+            "rates": [len(pairs) / each for each in seconds],
+            "mean_tokens": float(np.mean(lengths)),
+            "useful_tflops": useful / spent / 1e12,
+            "share_of_product": useful / spent / product_rate(device, dtype),
+        }
+        print(shape.model, way, dtype, f"{len(pairs) / spent:.1f} documents/s", flush=True)
+        side.close()
+        del side
+        gc.collect()
+    reference = values["loop", "float32"]
     for (way, dtype), row in found.items():
-        own = np.concatenate(flags[way, dtype])
+        own = values[way, dtype]
         unlike = (own > threshold) != (reference > threshold)
         row["decisions_unlike"] = int(unlike.sum())
         row["unlike_beyond_margin"] = int((unlike & (np.abs(reference - threshold) > MARGIN)).sum())
         row["largest_difference"] = float(np.abs(own - reference).max())
         row["sentences"] = len(reference)
-        for precision in ("float32", "bfloat16"):
+        for precision in DTYPES:
             row[f"times_{precision}_loop"] = row["documents_per_s"] / found["loop", precision]["documents_per_s"]
-        del row["characters_per_token"]
         record(NAME, row, {**config, "way": way, "dtype": dtype})
 
 
@@ -410,7 +420,7 @@ def default_folder() -> Path:
 def cpu(rounds: int) -> None:
     """The embedded default."""
     numbers = {"loop float32": 320, "loop bfloat16": 320, "ours float32": 640, "ours bfloat16": 640}
-    shape = Shape("provence-default", "native", 0, 6, 384)
+    shape = Shape("provence-default", "native", 6, 384)
     rates("default", shape, default_folder(), device="cpu", numbers=numbers, rounds=rounds)
 
 

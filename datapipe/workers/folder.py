@@ -47,7 +47,7 @@ _SETTINGS = (
     "tokenizer_config.json",
 )
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_HUB_PATTERNS = ("*.safetensors", "*.json", "*/*.safetensors", "*/*.json")
+_HUB_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*/*.safetensors", "*/*.json")
 
 
 @dataclass(frozen=True)

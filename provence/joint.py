@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from provence.tokens import units_of
+from datapipe.errors import ItemError
+from provence.tokens import check_item, units_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +47,7 @@ def join(items: Sequence[PruneItem]) -> tuple[PruneItem, list[Part]]:
         items: At least one, of one question.
 
     Raises:
-        ItemError: The spans of an item do not cover its text.
+        ItemError: A text or title is none, or the spans of an item do not cover its text.
     """
     pieces: list[str] = []
     starts: list[int] = []
@@ -54,6 +55,9 @@ def join(items: Sequence[PruneItem]) -> tuple[PruneItem, list[Part]]:
     parts = []
     offset = 0
     for place, item in enumerate(items):
+        check_item(item, place)
+        if not isinstance(item.title, str | None):
+            raise ItemError(f"the title of item {place} must be text. Got {type(item.title).__name__}", index=place)
         title = (item.title or "").strip()
         if title:
             starts.append(offset)

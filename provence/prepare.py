@@ -12,7 +12,7 @@ import string
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from datapipe.errors import ItemError
+from datapipe.errors import ConfigError, ItemError
 from provence.task import PruneItem, PruneScores
 from provence.tokens import CACHE_BYTES, UnitReader
 from provence.windows import lay_windows, text_room
@@ -77,6 +77,9 @@ class Preparer:
         conduct: How the model wants to be used.
         max_length: Tokens of a window.
         cache_bytes: Memory for the units and tokens of texts seen before.
+
+    Raises:
+        ConfigError: `max_length` leaves no room for a token of a question and one of a text.
     """
 
     def __init__(
@@ -86,6 +89,12 @@ class Preparer:
         self._frame = tokenizer.frame()
         self._reader = UnitReader(tokenizer, spaced=conduct.spaced, trailing=conduct.trailing, cache_bytes=cache_bytes)
         self._question_limit = max_length - self._frame.length - text_room(max_length, self._frame)
+        if self._question_limit < 1:
+            least = self._frame.length + 2
+            raise ConfigError(
+                f"max_length must be at least {least} for this model, {self._frame.length} special tokens and one each "
+                f"of a question and a text. Got {max_length}"
+            )
 
     def prepare_many(self, items: Sequence[Item], *, first: int = 0) -> list[PreparedText]:
         """Units, tokens and windows of each item.

@@ -26,11 +26,11 @@ from provence.windows import Frame
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from datapipe.storage.arrays import Int32, Int64
+    from datapipe.storage.arrays import Int32
     from provence.task import PruneItem
     from provence.units.unit import UnitKind
 
-__all__ = ["CACHE_BYTES", "UnitReader", "UnitTokenizer", "UnitTokens", "check_spans"]
+__all__ = ["CACHE_BYTES", "UnitReader", "UnitTokenizer", "UnitTokens", "check_item", "check_spans"]
 
 CACHE_BYTES = 64 << 20
 """Memory for texts whose units and tokens are kept; a text of 1,000 characters takes some 2 KB."""
@@ -167,13 +167,12 @@ class UnitReader:
 
     def _key(self, item: PruneItem, index: int) -> _Key:
         """Digest of what units and tokens depend on."""
-        if not isinstance(item.text, str):
-            raise ItemError(f"the text of item {index} must be text. Got {type(item.text).__name__}", index=index)
+        check_item(item, index)
+        own = () if item.starts is None or item.ends is None else (item.starts, item.ends)
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(f"{item.kind}\0{bool(item.title)}\0{item.starts is None}\0".encode())
-        if item.starts is not None and item.ends is not None:
-            for offsets in (item.starts, item.ends):
-                digest.update(_whole(offsets, index).tobytes() + b"\0")
+        digest.update(f"{item.kind}\0{bool(item.title)}\0{[len(offsets) for offsets in own]}\0".encode())
+        for offsets in own:
+            digest.update(np.asarray(offsets, np.int64).tobytes())
         digest.update(item.text.encode("utf-8", "surrogatepass"))
         return digest.digest()
 
@@ -205,16 +204,30 @@ class _Cache:
                 self._bytes -= self._kept.popitem(last=False)[1].nbytes
 
 
-def units_of(item: PruneItem, index: int) -> list[Unit]:
-    """The units of an item's text: the caller's own, or what it is split into. Raises `ItemError`."""
-    if (item.starts is None) != (item.ends is None):
-        raise ItemError(f"item {index} has starts without ends, or ends without starts", index=index)
-    if item.starts is not None and item.ends is not None:
-        check_spans(item.text, item.starts, item.ends, index=index)
-        return [Unit(int(start), int(end)) for start, end in zip(item.starts, item.ends, strict=True)]
+def check_item(item: PruneItem, index: int) -> None:
+    """Raise `ItemError` unless the text is one, its kind is known, and its spans, if it has any, are whole numbers."""
+    if not isinstance(item.text, str):
+        raise ItemError(f"the text of item {index} must be text. Got {type(item.text).__name__}", index=index)
     if item.kind not in TEXT_KINDS:
         message = f"the kind of item {index} must be one of {', '.join(TEXT_KINDS)}. Got {item.kind!r}"
         raise ItemError(message, index=index)
+    if (item.starts is None) != (item.ends is None):
+        raise ItemError(f"item {index} has starts without ends, or ends without starts", index=index)
+    for offsets in (item.starts, item.ends):
+        found = np.asarray([] if offsets is None else offsets)
+        if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+            raise ItemError(f"starts and ends of item {index} must be lists of whole numbers", index=index)
+
+
+def units_of(item: PruneItem, index: int) -> list[Unit]:
+    """The units of a checked item's text: the caller's own, or what it is split into.
+
+    Raises:
+        ItemError: Its spans do not cover its text.
+    """
+    if item.starts is not None and item.ends is not None:
+        check_spans(item.text, item.starts, item.ends, index=index)
+        return [Unit(int(start), int(end)) for start, end in zip(item.starts, item.ends, strict=True)]
     return split(item.text, kind=item.kind)
 
 
@@ -245,22 +258,22 @@ def _refuse_visible(text: str, start: int, end: int, index: int) -> None:
         )
 
 
-def _whole(offsets: Sequence[int] | Int32, index: int) -> Int64:
-    found = np.asarray(offsets)
-    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
-        raise ItemError(f"starts and ends of item {index} must be lists of whole numbers", index=index)
-    return found.astype(np.int64)
-
-
 def _put_together(units: Sequence[Unit], ids: Sequence[Int32]) -> UnitTokens:
     return UnitTokens(
-        starts=np.array([unit.start for unit in units], np.int32),
-        ends=np.array([unit.end for unit in units], np.int32),
+        starts=_fixed([unit.start for unit in units]),
+        ends=_fixed([unit.end for unit in units]),
         kinds=tuple(unit.kind for unit in units),
-        parents=np.array([-1 if unit.parent is None else unit.parent for unit in units], np.int32),
+        parents=_fixed([-1 if unit.parent is None else unit.parent for unit in units]),
         ids=np.concatenate(ids) if ids else np.empty(0, np.int32),
         bounds=list(accumulate(map(len, ids), initial=0)),
     )
+
+
+def _fixed(values: Sequence[int]) -> Int32:
+    """An array that nobody can change: callers are given those that the cache keeps."""
+    found = np.array(values, np.int32)
+    found.flags.writeable = False
+    return found
 
 
 def _chunks(texts: Sequence[str]) -> list[list[str]]:

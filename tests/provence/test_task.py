@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from datapipe.errors import ItemError, WorkerError
+from datapipe.errors import ConfigError, ItemError, WorkerError
 from datapipe.workers.folder import ModelFolder
 from datapipe.workers.tasks.lookup import find_task
 from datapipe.workers.tasks.rerank import RerankItem
@@ -190,21 +190,56 @@ def test_a_title_is_shown_but_not_scored(task: PruneTask) -> None:
     assert long.lengths.tolist() == bare.lengths.tolist()
 
 
+def test_a_title_shifts_no_sentence_onto_the_tokens_of_another(
+    task: PruneTask, model: PrunerModel, tokenizer: UnitTokenizer
+) -> None:
+    """OpenProvence reads the sentences of a titled text too early, by the tokens of the title: the wrong is kept."""
+    question, title = "Where was it painted?", "Girl with a Pearl Earring"
+    text = "It was painted in Delft. Nobody knows!"
+    (found,) = run(task, [PruneItem(question, text, title=title)])
+    whole = tokenizer._whole.encode(question, f"{title} {text}")
+    keep, _ = model.heads([np.array(whole.ids, np.int32)])
+    places = [place for place, of in enumerate(whole.sequence_ids) if of == 1]
+    assert [whole.tokens[place] for place in (places[6], places[13])] == ["it", "nobody"]
+    np.testing.assert_allclose(found.probabilities, [keep[places[6:13]].mean(), keep[places[13:]].mean()], atol=1e-6)
+    shifted = [float(keep[places[:7]].mean()), float(keep[places[7:10]].mean())]
+    assert np.abs(found.probabilities - shifted).max() > 1e-3
+
+
 def test_own_spans_are_kept_to_and_must_cover_the_text(task: PruneTask) -> None:
     item = PruneItem("who?", "One. Two three.", starts=[0, 9], ends=[8, 15])
     (found,) = run(task, [item])
     assert (found.starts.tolist(), found.ends.tolist(), found.kinds) == ([0, 9], [8, 15], ["sentence"] * 2)
-    for starts, ends, message in [
+    wrong: list[tuple[Any, Any, str]] = [
         ([0, 9], [4, 15], r"leave out characters 4 to 9, 'Two'"),
         ([0, 6], [8, 15], r"span 1 of item 0 must begin at 8 or later"),
         ([0], [16], r"within the 15 characters of the text. Got 0 to 16"),
         ([0], [4, 15], r"1 starts, but 2 ends"),
         ([0], None, r"starts without ends"),
+        (None, [15], r"ends without starts"),
         ([0.5], [15], r"starts and ends of item 0 must be lists of whole numbers"),
-    ]:
+    ]
+    for starts, ends, message in wrong:
         with pytest.raises(ItemError, match=message):
             task.prepare_many([replace(item, starts=starts, ends=ends)])
     check_spans("", [], [], index=0)
+
+
+def test_what_callers_are_given_of_the_cache_cannot_be_changed(task: PruneTask) -> None:
+    item = PruneItem("who?", "One here. Two there.")
+    (found,) = run(task, [item])
+    for array in (found.starts, found.ends, found.parents):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+    assert run(task, [item])[0].starts.tolist() == [0, 10]
+
+
+def test_windows_too_short_for_a_question_and_a_text_are_refused(model: PrunerModel, tokenizer: UnitTokenizer) -> None:
+    with pytest.raises(ConfigError, match=r"max_length must be at least 5 for this model, 3 special tokens .* Got 4"):
+        Preparer(tokenizer, model.conduct, max_length=4)
+    preparer = Preparer(tokenizer, model.conduct, max_length=5)
+    (prepared,) = preparer.prepare_many([PruneItem("who is it?", "One here. Two there.", cut_question=True)])
+    assert {len(window.ids) for window in prepared.windows} == {5}
 
 
 @pytest.mark.parametrize(

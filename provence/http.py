@@ -21,7 +21,7 @@ from datapipe.workers.http.route import Route
 from provence.assemble import Request, contexts
 from provence.calibration import Calibration
 from provence.loading import CALIBRATION
-from provence.policy import EmptyPolicy, Pin, Policy, RuleName
+from provence.policy import AIMS, OPTIONS, EmptyPolicy, Pin, Policy, RuleName
 from provence.render import values
 from provence.units.unit import TextKind
 
@@ -34,9 +34,6 @@ __all__ = ["PRUNE", "ROUTES", "PruneRequest", "PruneResponse"]
 
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Count: TypeAlias = Annotated[int, Field(ge=0, le=1 << 31)]
-
-_AIMS = ("threshold", "target_recall", "budget_tokens")
-_POLICY = (*_AIMS, "rule", "top_n", "min_keep", "always_keep_first", "pin", "repair", "empty")
 
 
 class PruneDocument(BaseModel):
@@ -199,9 +196,9 @@ def _asked(request: PruneRequest) -> Request:
 def _policy(request: PruneRequest) -> Policy:
     """What is to be kept; what no field could say alone is found here. Raises `InvalidRequestError`."""
     try:
-        return Policy(**{name: getattr(request, name) for name in _POLICY})
+        return Policy(**{name: getattr(request, name) for name in OPTIONS})
     except ConfigError as error:
-        stated = [name for name in _AIMS if getattr(request, name) is not None]
+        stated = [name for name in AIMS if getattr(request, name) is not None]
         raise InvalidRequestError(str(error), param=stated[-1]) from error
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from provence.loading import Backend
-from provence.policy import EmptyPolicy, Pin, Policy, RuleName
+from provence.policy import OPTIONS, EmptyPolicy, Pin, Policy, RuleName
 from provence.units.unit import TextKind
 
 if TYPE_CHECKING:
@@ -25,18 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PruneOptions"]
 
-_POLICY = (
-    "threshold",
-    "target_recall",
-    "budget_tokens",
-    "rule",
-    "top_n",
-    "min_keep",
-    "always_keep_first",
-    "pin",
-    "repair",
-    "empty",
-)
 _ENGINE = ("model", "device", "dtype", "max_length", "backend", "calibration", "worker")
 _opening = threading.Lock()
 
@@ -166,4 +154,4 @@ class PruneOptions(BaseModel):
         }
 
     def _policy(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _POLICY}
+        return {name: getattr(self, name) for name in OPTIONS}

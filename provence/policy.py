@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias, TypedDict, get_args
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypedDict, get_args
 
 from datapipe.errors import ConfigError
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from provence.units.unit import UnitKind
 
-__all__ = ["PINS", "EmptyPolicy", "Pin", "Policy", "PolicyOptions", "RuleName", "pin_of"]
+__all__ = ["AIMS", "OPTIONS", "PINS", "EmptyPolicy", "Pin", "Policy", "PolicyOptions", "RuleName", "pin_of"]
 
 Pin: TypeAlias = Literal["headings", "table_headers", "lead_ins", "signatures", "title"]
 RuleName: TypeAlias = Literal["own", "mean"]
@@ -29,7 +30,8 @@ _PIN_OF: dict[str, Pin] = {
     "line": "signatures",
     "value": "signatures",
 }
-_AIMS = ("threshold", "target_recall", "budget_tokens")
+AIMS = ("threshold", "target_recall", "budget_tokens")
+"""Options of which one at most is stated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,8 @@ class Policy:
     Attributes:
         threshold: A unit is kept if it is above, 0-1; None takes the model's own, unless another aim is stated.
         target_recall: Expected share of the needed units that is kept, between 0 and 1; the threshold that promises it
-            comes from a calibration. Compared with mean probabilities, whatever the rule.
+            comes from a calibration. Compared with mean probabilities, whatever the rule. Units of texts that `top_n`
+            leaves out do not count.
         budget_tokens: Tokens kept at most, over all texts of a question, in the model's own count: the most probable
             units that fit.
         rule: What a threshold is compared with: `own`, as the model's family does; `mean`, the mean keep probability.
@@ -71,19 +74,17 @@ class Policy:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pin", _pins(self.pin))
-        stated = [name for name in _AIMS if getattr(self, name) is not None]
+        stated = [name for name in AIMS if getattr(self, name) is not None]
         if len(stated) > 1:
             raise ConfigError(
                 f"{' and '.join(stated)} exclude each other: threshold cuts at a probability, target_recall at the one "
                 "that a calibration finds, budget_tokens at a number of tokens"
             )
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise _wrong("threshold", "lie between 0 and 1", self.threshold)
-        if self.target_recall is not None and not 0 < self.target_recall < 1:
-            raise _wrong("target_recall", "lie between 0 and 1", self.target_recall)
+        _check_share("threshold", self.threshold, ends=True)
+        _check_share("target_recall", self.target_recall, ends=False)
         for name, least in (("budget_tokens", 1), ("min_keep", 0), ("top_n", 1)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
+            if value is not None and (not isinstance(value, Integral) or value < least):
                 raise _wrong(name, f"be a whole number of at least {least}", value)
         for name, values in (("rule", get_args(RuleName)), ("empty", get_args(EmptyPolicy))):
             if getattr(self, name) not in values:
@@ -94,11 +95,14 @@ class Policy:
     @classmethod
     def of(cls, options: Mapping[str, object], *, beside: Sequence[str] = ()) -> Self:
         """The policy of these options; a name that is none is refused with those there are, `beside` among them."""
-        known = [field.name for field in fields(cls)]
-        strange = sorted(options.keys() - set(known))
+        strange = sorted(options.keys() - set(OPTIONS))
         if strange:
-            raise ConfigError(f"there is no option {strange[0]!r}; there are {', '.join([*known, *beside])}")
+            raise ConfigError(f"there is no option {strange[0]!r}; there are {', '.join([*OPTIONS, *beside])}")
         return cls(**options)  # type: ignore[arg-type]
+
+
+OPTIONS = tuple(field.name for field in fields(Policy))
+"""Names of the options, as `Policy` has them."""
 
 
 class PolicyOptions(TypedDict, total=False):
@@ -127,6 +131,16 @@ def _pins(given: Sequence[str]) -> tuple[str, ...]:
     if strange:
         raise _wrong("pin", f"hold nothing but {', '.join(PINS)}", strange[0])
     return tuple(pin for pin in PINS if pin in pins)
+
+
+def _check_share(name: str, value: Any, *, ends: bool) -> None:
+    """Refuse what is no number between 0 and 1, or is one of the two and `ends` are not allowed."""
+    if value is None:
+        return
+    if not isinstance(value, Real):
+        raise _wrong(name, "be a number", value)
+    if not (0 < value < 1 or (ends and value in {0, 1})):
+        raise _wrong(name, "lie between 0 and 1", value)
 
 
 def _wrong(name: str, rule: str, value: object) -> ConfigError:

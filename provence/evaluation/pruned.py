@@ -67,7 +67,7 @@ class PrunerScorer:
 
     def _taken(self, passage: Passage, shown: _Spans, scores: PruneScores) -> PassageScores:
         if scores.rule == "mean":
-            self.threshold = float(np.nextafter(scores.threshold, 1))
+            self.threshold = float(np.nextafter(np.float32(scores.threshold), np.float32(1)))
         counted = np.isin([start for start, _ in shown], passage.starts)
         return PassageScores(np.asarray(scores.probabilities, dtype=np.float64)[counted], float(scores.score))
 

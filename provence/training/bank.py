@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datapipe.errors import SourceError
+from provence.training.sources import shown_title
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -153,7 +154,7 @@ class BankBuilder:
             token_at=_bounds([len(ids) for ids in tokens]),
             characters=np.array([len(sentence) for sentence in sentences], dtype=np.int32),
             sentence_at=_bounds([len(context) for context in contexts]),
-            title=np.array([self._texts.get(_shown(e.title), -1) for e in self._examples], dtype=np.int32),
+            title=np.array([self._texts.get(shown_title(e.title), -1) for e in self._examples], dtype=np.int32),
             words=_flat(words),
             word_at=_bounds([len(ids) for ids in words]),
             asked=rows[:, 0].astype(np.int32),
@@ -171,7 +172,7 @@ class BankBuilder:
             self._documents[key] = len(self._examples)
             self._examples.append(example)
             if example.title:
-                self._texts.setdefault(_shown(example.title), len(self._texts))
+                self._texts.setdefault(shown_title(example.title), len(self._texts))
         place = self._texts.setdefault(example.question, len(self._texts))
         self._rows.append((place, self._documents[key], len(self._sources) - 1, held))
         self._gold.append(np.flatnonzero(example.relevant).astype(np.int32))
@@ -187,10 +188,6 @@ def _is_held(example: Example, every: int) -> bool:
         return False
     key = hashlib.blake2b((example.title or example.context).encode(), digest_size=8).digest()
     return int.from_bytes(key) % every == 0
-
-
-def _shown(title: str) -> str:
-    return title.replace("_", " ")
 
 
 def _flat(parts: Sequence[Any]) -> Int32:

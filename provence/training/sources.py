@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from provence.evaluation.sets import Example
     from provence.training.config import SourceConfig
 
-__all__ = ["Guard", "normal", "read_source"]
+__all__ = ["Guard", "normal", "read_source", "shown_title"]
 
 _NOT_WORD = re.compile(r"\W+")
 _TELLING = 20
@@ -34,6 +34,11 @@ _TELLING = 20
 def normal(text: str) -> str:
     """Lower-cased words with single blanks: texts that differ in marks and white space only become equal."""
     return _NOT_WORD.sub(" ", text.lower()).strip()
+
+
+def shown_title(title: str) -> str:
+    """A title as it is shown to a model: blanks for the underscores of Wikipedia's addresses."""
+    return title.replace("_", " ")
 
 
 def read_source(source: SourceConfig, folder: Path) -> list[Example]:
@@ -57,7 +62,7 @@ class Guard:
     """What is kept out of training.
 
     Attributes:
-        titles: Titles of protected documents.
+        titles: Titles of protected documents, in normal form.
         questions: Protected questions, in normal form.
         openings: Protected documents in normal form, by each telling sentence of theirs.
     """
@@ -73,8 +78,8 @@ class Guard:
         known: set[str] = set()
         for example in examples:
             guard.questions.add(normal(example.question))
-            if example.title:
-                guard.titles.add(example.title)
+            if title := normal(shown_title(example.title)):
+                guard.titles.add(title)
             if example.context not in known:
                 known.add(example.context)
                 whole = normal(example.context)
@@ -85,7 +90,7 @@ class Guard:
     def admits(self, example: Example) -> bool:
         """Whether nothing of a protected question or document shows in this one."""
         return (
-            example.title not in self.titles
+            normal(shown_title(example.title)) not in self.titles
             and normal(example.question) not in self.questions
             and not self.shares_document(example)
         )

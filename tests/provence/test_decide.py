@@ -223,6 +223,7 @@ def test_the_best_texts_come_first_and_ties_keep_their_order() -> None:
         ({"threshold": 0.1, "budget_tokens": 9}, "threshold and budget_tokens exclude each other"),
         ({"threshold": 0.1, "target_recall": 0.9}, "threshold and target_recall exclude each other"),
         ({"threshold": 1.1}, "'threshold' option of pruning must lie between 0 and 1. Got 1.1"),
+        ({"threshold": "0.5"}, "'threshold' option of pruning must be a number. Got '0.5'"),
         ({"threshold": float("nan")}, "must lie between 0 and 1. Got nan"),
         ({"target_recall": 1.0}, "'target_recall' option of pruning must lie between 0 and 1"),
         ({"budget_tokens": 0}, "'budget_tokens' option of pruning must be a whole number of at least 1. Got 0"),
@@ -244,3 +245,8 @@ def test_an_option_that_is_none_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match="there is no option 'treshold'; there are threshold, target_recall"):
         Policy.of({"treshold": 0.1})
     assert Policy.of({"pin": ["title", "headings", "title"]}).pin == ("headings", "title")
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    policy = Policy.of({"threshold": np.float32(0.5), "top_n": np.int64(2)})
+    assert (policy.threshold, policy.top_n) == (0.5, 2)

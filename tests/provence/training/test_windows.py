@@ -139,7 +139,7 @@ def test_no_document_is_partly_held_out() -> None:
     assert not held & trained
 
 
-@pytest.mark.parametrize("change", ["title", "context", "part", "question"])
+@pytest.mark.parametrize("change", ["title", "title as shown", "context", "part", "question"])
 def test_nothing_of_a_protected_set_is_admitted(change: str) -> None:
     example = examples()[0]
     other = next(e for e in examples() if e.title != example.title)
@@ -147,6 +147,7 @@ def test_nothing_of_a_protected_set_is_admitted(change: str) -> None:
     whole = {"starts": example.starts, "ends": example.ends, "relevant": example.relevant}
     shape = {
         "title": {"title": example.title},
+        "title as shown": {"title": example.title.replace("_", " ").upper()},
         "context": {"context": example.context.replace(" ", "  ", 1).upper(), **whole},
         "part": {"context": example.context[:cut], **{name: array[:3] for name, array in whole.items()}},
         "question": {"question": example.question.upper() + " ?"},

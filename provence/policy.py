@@ -135,12 +135,13 @@ def _pins(given: Sequence[str]) -> tuple[str, ...]:
 
 def _check_share(name: str, value: Any, *, ends: bool) -> None:
     """Refuse what is no number between 0 and 1, or is one of the two and `ends` are not allowed."""
-    if value is None:
+    if value is None or (_is_number(value) and (0 < value < 1 or (ends and value in {0, 1}))):
         return
-    if not isinstance(value, Real):
-        raise _wrong(name, "be a number", value)
-    if not (0 < value < 1 or (ends and value in {0, 1})):
-        raise _wrong(name, "lie between 0 and 1", value)
+    raise _wrong(name, "lie between 0 and 1" if _is_number(value) else "be a number", value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real)
 
 
 def _wrong(name: str, rule: str, value: object) -> ConfigError:

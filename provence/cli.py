@@ -86,7 +86,7 @@ def prune(  # noqa: PLR0913 - each is an option
         float | None, Option(help="Keep probability above which a part is kept, 0-1; default: the model's own.")
     ] = None,
     target_recall: Annotated[
-        float | None, Option(help="Share of the needed parts to keep, 0-1; needs --calibration.")
+        float | None, Option(help="Share of the needed parts to keep, 0-1, by --calibration.")
     ] = None,
     budget_tokens: Annotated[int | None, Option(help="Tokens kept of all files together, at most.")] = None,
     top_n: Annotated[int | None, Option(help="Give so many files, best first; default: all, in their order.")] = None,
@@ -111,7 +111,9 @@ def prune(  # noqa: PLR0913 - each is an option
     cut_question: Annotated[
         bool, Option("--cut-question", help="Cut a question too long for the model instead of refusing it.")
     ] = False,
-    calibration: Annotated[Path | None, Option(help="File of `provence calibrate`, for --target-recall.")] = None,
+    calibration: Annotated[
+        Path | None, Option(help="File of `provence calibrate`, for --target-recall; default: the model's own.")
+    ] = None,
     model: Annotated[str, Option(help="default, a folder, a cached hub id, or a name at --server.")] = "default",
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     backend: Annotated[str, Option(help="torch, or onnx: int8 on the CPU, without torch.")] = "torch",
@@ -127,8 +129,10 @@ def prune(  # noqa: PLR0913 - each is an option
 
     In a pipe only what is kept is printed, as it stands in the file.
     """
-    if question is None:
-        raise ConfigError("the question is missing: give it with --question")
+    if question is None or not question.strip():
+        raise ConfigError(f"the question is {'missing' if question is None else 'empty'}: give it with --question")
+    if html is not None and not html.parent.is_dir():
+        raise OutputError(f"{html} cannot be written: there is no folder {html.parent}")  # before the work, not after
     names = files or [STDIN]
     policy: Any = {
         "threshold": threshold,
@@ -151,7 +155,8 @@ def prune(  # noqa: PLR0913 - each is an option
     Policy.of(policy)  # a mistake is found before a model is loaded
     texts = _read(names)
     engine: Any = {"device": device, "backend": backend, "calibration": calibration}
-    with _opened(model, server=server, **engine) as pruner:
+    waiting = Console(stderr=True).status("reading the model and the texts")  # shown in a terminal only
+    with waiting, _opened(model, server=server, **engine) as pruner:
         contexts = pruner.prune(question, texts, **reading, **policy)
 
     shown = [_shown(names[context.index], texts[context.index], context) for context in contexts]
@@ -216,7 +221,8 @@ def _print(several: Sequence[Shown]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         kept = [shown.context.text for shown in several if shown.context.text]
-        sys.stdout.buffer.write("\n\n".join(kept).encode() + b"\n" * bool(kept))
+        text = "\n\n".join(kept)
+        sys.stdout.buffer.write(text.encode() + b"\n" * (bool(text) and not text.endswith("\n")))
         sys.stdout.buffer.flush()
         return
     from provence.render import plain, summary, terminal

@@ -175,7 +175,7 @@ def _above(scores: Sequence[PruneScores], policy: Policy, calibration: Calibrati
         if calibration is None:
             raise ConfigError(
                 "target_recall needs a calibration of this model: make one with provence calibrate and pass it as "
-                "calibration="
+                "calibration= (--calibration)"
             )
         recall = calibration.threshold_for(policy.target_recall)
         return [np.asarray(found.probabilities) > np.float32(recall) for found in scores]

@@ -22,6 +22,7 @@ from datapipe.workers.tasks.rerank import RerankItem
 from provence.assemble import asked, asked_batch, contexts
 from provence.home import Home
 from provence.loading import DEFAULT, Backend, named, read_calibration, resolved
+from provence.policy import Policy
 from provence.stream import in_order
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from datapipe.workers.spec import DtypeName
     from provence.assemble import BatchOptions, PruneOptions, Request
     from provence.calibration import Calibration
-    from provence.policy import Policy
     from provence.results import PrunedContext
     from provence.task import PruneScores
 
@@ -284,7 +284,16 @@ class Pruner:
         priority: Priority | None = None,
         deadline: float | None = None,
     ) -> list[Ranked]:
-        """The texts by relevance, best first, ties in their order; a question too long for the model is cut."""
+        """The texts by relevance, best first, ties in their order; a question too long for the model is cut.
+
+        Args:
+            question: Any text.
+            texts: Any number.
+            top_n: The best so many, at least 1; None gives all.
+            priority: As in `prune`.
+            deadline: As in `prune`.
+        """
+        _ = Policy(top_n=top_n)  # refuses what is no number of texts
         items = [RerankItem(question, text) for text in texts]
         found = self._home.worker.run("prune_rerank", items, model=self.model, **_how(priority, deadline, len(texts)))
         order = sorted(range(len(found)), key=lambda index: -found[index].score)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from provence.evaluation.run import Progress
+    from provence.pruner import Pruner
 
 __all__ = ["calibrate", "evaluate"]
 
 _Sets = Annotated[list[Path], Argument(help="Parquet with question, context, sent_start, sent_end, relevant, answers.")]
 _Model = Annotated[str, Option(help="default, a folder, or a cached hub id.")]
+_Backend = Annotated[str, Option(help="torch, or onnx: int8 on the CPU, without torch.")]
 _Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1.")]
 _Limit = Annotated[int | None, Option(help="Questions of a set, at most, by a hash of their ids; default: all.")]
 _Seed = Annotated[int, Option(help="Another seed: other passages without gold, another sample.")]
@@ -44,16 +46,16 @@ def evaluate(  # noqa: PLR0913 - each is an option of the command
     limit: _Limit = None,
     seed: _Seed = 0,
     device: _Device = "auto",
+    backend: _Backend = "torch",
     out: Annotated[Path | None, Option(help="Also write the report as JSON to this file.")] = None,
     as_json: _Json = False,
 ) -> None:
     """Measure a pruner on SETS: characters removed at a recall, sentence F, answers kept, ranking; with baselines."""
     from provence.evaluation import run
     from provence.evaluation.baselines import BASELINES
-    from provence.pruner import Pruner
 
     names = {"all": list(BASELINES), "none": []}.get(baselines, baselines.split(","))
-    pruner = None if model == "none" else Pruner.load(model, device=device)
+    pruner = None if model == "none" else _loaded(model, sets, device, backend)
     with _bars(Console(stderr=True)) as progress:
         report = run.evaluate(
             pruner,
@@ -68,7 +70,8 @@ def evaluate(  # noqa: PLR0913 - each is an option of the command
         )
     found = json.dumps({"model": model, **report.as_dict()}, indent=None if as_json else 1)
     if out is not None:
-        _write(out, found)
+        with _writing(out):
+            out.write_text(found + "\n", encoding="utf-8")
     typer.echo(found if as_json else report.table())
 
 
@@ -84,13 +87,13 @@ def calibrate(  # noqa: PLR0913 - each is an option of the command
     limit: _Limit = None,
     seed: _Seed = 0,
     device: _Device = "auto",
+    backend: _Backend = "torch",
     as_json: _Json = False,
 ) -> None:
     """Find the thresholds at which a pruner keeps the asked share of what answers questions like those of SETS."""
     from provence.evaluation.recall import calibrate_pruner
-    from provence.pruner import Pruner
 
-    pruner = Pruner.load(model, device=device)
+    pruner = _loaded(model, sets, device, backend)
     with _bars(Console(stderr=True)) as progress:
         found = calibrate_pruner(
             pruner,
@@ -103,10 +106,8 @@ def calibrate(  # noqa: PLR0913 - each is an option of the command
             seed=seed,
             progress=progress,
         )
-    try:
+    with _writing(out):
         found.save(out)
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written: {error.strerror}") from error
     most = found.questions / (found.questions + 1)
     if as_json:
         about = {"out": str(out), "model": found.model, "domain": found.domain, "questions": found.questions}
@@ -115,10 +116,22 @@ def calibrate(  # noqa: PLR0913 - each is an option of the command
         typer.echo(f"{out}: {found.questions:,} questions of {found.domain}; target_recall up to {most:.4f}")
 
 
-def _write(path: Path, text: str) -> None:
+def _loaded(model: str, sets: list[Path], device: str, backend: Any) -> Pruner:
+    """The pruner; a file that is no set is found before it is loaded."""
+    from provence.evaluation.sets import splits_of
+    from provence.pruner import Pruner
+
+    for path in sets:
+        splits_of(path)
+    return Pruner.load(model, device=device, backend=backend)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Make the folder of a file that is written inside; raises `OutputError` for either."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
+        yield
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error
 

@@ -106,7 +106,7 @@ def read_examples(
 
 def _open(path: Path, columns: tuple[str, ...]) -> pa.Table:
     try:
-        file = pq.ParquetFile(path, read_dictionary=["context"])
+        file = pq.ParquetFile(path)
     except FileNotFoundError as error:
         raise SourceError(f"{path}: no such file") from error
     except (OSError, pa.ArrowInvalid) as error:
@@ -120,6 +120,7 @@ def _open(path: Path, columns: tuple[str, ...]) -> pa.Table:
         if not _fits(name, found):
             raise ColumnError(f"{path}: column {name} must hold {_wanted(name)}. It is of type {found}")
     try:
+        file = pq.ParquetFile(path, read_dictionary=[name for name in columns if name == "context"])
         table = file.read(columns=list(columns)).combine_chunks()
     except (OSError, pa.ArrowInvalid) as error:
         raise SourceError(f"{path}: not a readable Parquet file: {error}") from error

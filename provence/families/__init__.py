@@ -34,6 +34,7 @@ _BY_TYPE = {
     "xprovence": "xprovence",
     "open_provence": "open_provence",
 }
+_EXPORTED = "secateur_onnx"
 
 
 def open_model(
@@ -100,6 +101,11 @@ def _family_of(folder: ModelFolder) -> str:
     kind = str(folder.config()["model_type"])
     if kind.lower() in _BY_TYPE:
         return _BY_TYPE[kind.lower()]
+    if kind == _EXPORTED:
+        raise ModelError(
+            f"model {folder.name}: {folder.root} is an ONNX export, which torch does not read; load it with "
+            "backend='onnx' (--backend onnx)"
+        )
     from provence.families.view import tensor_names
 
     starts = {name.partition(".")[0] for name in tensor_names(folder)}

@@ -88,6 +88,8 @@ def test_in_a_pipe_it_prints_what_is_kept_as_it_stands(
     done = run("prune", "-q", QUESTION, *model, *files)
     assert done.status == 0, done.err
     assert done.out.decode() == "\n\n".join(context.text for context in contexts if context.text) + "\n"
+    ended = run("prune", "-q", QUESTION, *model, "--threshold", 0, given=b"Roses need sun.\r\n")
+    assert ended.out == b"Roses need sun.\r\n"
     assert run("prune", "-q", QUESTION, *model, "--threshold", 1, *files).out == b""
 
 
@@ -139,7 +141,7 @@ def test_a_page_is_written_beside_what_is_printed(
     assert "<s " in page
     refused = run("prune", "-q", QUESTION, *model, "--html", tmp_path / "none" / "page.html", *files)
     assert refused.status == 1
-    assert "none/page.html cannot be written: No such file or directory" in refused.err
+    assert "none/page.html cannot be written: there is no folder" in refused.err
 
 
 def test_options_reach_the_pruner(run: Callable[..., Done], model: list[str], files: list[Path]) -> None:
@@ -192,6 +194,7 @@ def test_a_calibration_makes_a_recall_possible(
     ("arguments", "message"),
     [
         (["one.txt"], "the question is missing: give it with --question"),
+        (["-q", " ", "one.txt"], "the question is empty: give it with --question"),
         (["-q", "a", "none.txt"], "none.txt cannot be read: No such file or directory"),
         (["-q", "a", "."], ". cannot be read: Is a directory"),
         (["-q", "a", "picture.txt"], "picture.txt is not UTF-8 text: byte 2 is wrong"),

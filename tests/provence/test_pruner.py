@@ -156,6 +156,9 @@ def test_the_best_texts_come_first_as_rerank_has_them(pruner: Pruner, texts: lis
     assert sorted(each.index for each in order) == list(range(5))
     assert [each.relevance_score for each in order] == sorted((each.relevance_score for each in order), reverse=True)
     assert pruner.rerank(QUESTION, texts, top_n=2) == order[:2]
+    for none in (0, -1):
+        with pytest.raises(ConfigError, match=f"'top_n' .* must be a whole number of at least 1. Got {none}"):
+            pruner.rerank(QUESTION, texts, top_n=none)
     found = pruner.prune(QUESTION, texts, top_n=3)
     assert [context.index for context in found] == [each.index for each in order[:3]]
 

@@ -174,18 +174,23 @@ def test_evaluate_prints_a_table_and_writes_json(data: Path, tmp_path: Path) -> 
 
 def test_evaluate_and_calibrate_load_a_model_from_its_folder(data: Path, pruner_folder: Path, tmp_path: Path) -> None:
     path = data / "squad20_dev.parquet"
-    shared = (path, "--model", pruner_folder, "--device", "cpu", "--limit", LIMIT)
+    shared = (path, "--model", pruner_folder, "--backend", "torch", "--device", "cpu", "--limit", LIMIT)
     found = json.loads(run("evaluate", *shared, "--baselines", "none", "--json").stdout)
     assert [line["method"] for line in found["rows"]] == ["provence", "provence"]
-    out = tmp_path / "calibration.json"
+    out = tmp_path / "deep" / "calibration.json"
     made = run("calibrate", *shared, "--out", out, "--domain", "articles", "--json")
     assert made.exit_code == 0, made.output
     calibration = Calibration.load(out)
     assert (calibration.domain, calibration.questions) == ("articles", json.loads(made.stdout)["questions"])
+    other = run("calibrate", path, "--model", pruner_folder, "--backend", "onnx", "--limit", LIMIT, "--out", out)
+    assert other.exit_code == 0, other.output
+    assert Calibration.load(out).digest != calibration.digest
 
 
 def test_errors_of_the_commands_say_what_is_wrong(data: Path, tmp_path: Path) -> None:
     found = run("evaluate", tmp_path / "none.parquet", "--model", "none")
+    assert "none.parquet: no such file" in str(found.exception)
+    found = run("calibrate", tmp_path / "none.parquet", "--model", tmp_path / "none", "--out", tmp_path / "out.json")
     assert "none.parquet: no such file" in str(found.exception)
     found = run("evaluate", data / "squad20_dev.parquet", "--model", "none", "--split", "dev")
     assert "no row of split 'dev'" in str(found.exception)

@@ -97,6 +97,10 @@ def test_a_missing_or_mistyped_column_is_refused_with_the_columns_there_are(tmp_
     without = {name: value for name, value in row().items() if name != "relevant"}
     with pytest.raises(ColumnError, match=r"no column relevant\. It has id, split"):
         read_examples(written(tmp_path / "set.parquet", [without]))
+    with pytest.raises(ColumnError, match=r"no column split, title, context, .* It has id, question"):
+        read_examples(written(tmp_path / "set.parquet", [{"id": "q1", "question": "Who came?"}]))
+    with pytest.raises(ColumnError, match=r"column context must hold text\. It is of type int64"):
+        read_examples(written(tmp_path / "set.parquet", [row(context=3)]))
     with pytest.raises(ColumnError, match=r"column sent_start must hold a list of whole numbers\. It is of type list"):
         read_examples(written(tmp_path / "set.parquet", [row(sent_start=["0", "11"])]))
 

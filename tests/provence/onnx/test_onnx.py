@@ -431,6 +431,8 @@ def test_an_exported_folder_gives_the_same_bits_and_digest(
     expected = worker.run("prune", items[:5], model="random-pruner")
     np.testing.assert_array_equal(probabilities(found), probabilities(expected))
     assert report["digest"] == worker.load("random-pruner").digest != report["source_digest"]
+    with pytest.raises(ModelError, match=r"is an ONNX export.* load it with backend='onnx'"):
+        Pruner.load(tmp_path / "out")
 
 
 def test_a_damaged_or_foreign_folder_is_refused(pruner_folder: Path, tmp_path: Path) -> None:

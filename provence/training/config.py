@@ -1,6 +1,6 @@
 """What a training run depends on, read from TOML.
 
-    config.toml -> load_config -> TrainingConfig -> digest() names the run's checkpoints
+    config.toml -> load_config -> TrainingConfig -> digest() binds checkpoints to the run
 
 Raises `ConfigError` for unknown keys, wrong types and values out of range, naming the key as it stands in the file.
 """

@@ -9,8 +9,10 @@ import hashlib
 import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Self
+
+import numpy as np
 
 from provence.training.sampler import training_windows
 from provence.training.windows import Windows
@@ -48,8 +50,10 @@ class _Source:
 
     @property
     def _digest(self) -> str:
-        values = [asdict(self.config), self.repeats, len(self.bank.tokens), self.bank.questions]
-        return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
+        digest = hashlib.sha256(json.dumps([asdict(self.config), self.repeats]).encode())
+        for item in fields(self.bank):
+            digest.update(np.ascontiguousarray(getattr(self.bank, item.name)).tobytes())
+        return digest.hexdigest()[:12]
 
 
 _given: _Source | None = None

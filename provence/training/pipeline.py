@@ -180,7 +180,7 @@ def train_on_labels(
         def epoch(number: int) -> Store:
             return Store.of(bank, drawn.windows(number), trainee.template, device=trainee.device)
 
-        _loop(trainee, model, epoch, host, name).run()
+        _loop(trainee, model, epoch, host, name, config.digest()).run()
     return figures(trainee, bank, config)
 
 
@@ -192,7 +192,7 @@ def train_student(
     with drawer(bank, config, host, seed=seed + STUDENT_EPOCHS) as drawn:
         windows = pair_windows(drawn, pairs=config.distil.pairs, seed=seed)
     store = teach(teacher.network, bank, windows, (teacher.template, student.template), soft=config.distil.soft)
-    loop = _loop(student, config.student, lambda _: store, host, "student")
+    loop = _loop(student, config.student, lambda _: store, host, "student", config.digest())
     if config.bits and config.distil.straight:
         loop.straight = RoundedDelta.of(student.network, bits=config.bits)
         loop.straight_from = 1 - config.distil.straight
@@ -250,13 +250,16 @@ def write_student(network: PrunerNetwork, config: TrainingConfig, folder: Path, 
     write_native(folder, config=native, tensors=whole | heads, tokenizer=base.path("tokenizer.json"))
 
 
-def _loop(trainee: Trainee, model: ModelConfig, epoch: Callable[[int], Store], host: Host, name: str) -> Loop:
+def _loop(
+    trainee: Trainee, model: ModelConfig, epoch: Callable[[int], Store], host: Host, name: str, identity: str
+) -> Loop:
     checkpoint = host.out / f"{name}.checkpoint" if host.checkpoint_every else None
     return Loop(
         trainee.network,
         model.optimiser,
         epoch,
         log=host.out / f"{name}.jsonl",
+        identity=identity,
         checkpoint=checkpoint,
         checkpoint_every=host.checkpoint_every or 1,
     )

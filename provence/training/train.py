@@ -69,6 +69,7 @@ class Loop:
         config: How.
         epoch: The windows of an epoch, by its number.
         log: Where lines of JSON go; None for nowhere.
+        identity: What else the run depends on; a checkpoint of another is refused.
         checkpoint: File that the state is written to; None for never.
         checkpoint_every: Updates between two checkpoints.
         straight: What the forward pass uses in place of weights, by name, from update `straight_from` on.
@@ -81,6 +82,7 @@ class Loop:
     config: OptimiserConfig
     epoch: Callable[[int], Store]
     log: Path | None = None
+    identity: str = ""
     checkpoint: Path | None = None
     checkpoint_every: int = 500
     straight: Callable[[PrunerNetwork], Mapping[str, torch.Tensor]] | None = None
@@ -123,6 +125,11 @@ class Loop:
             with torch.no_grad():
                 for name, weight in self._trained.items():
                     weight.copy_(self._mean[name])
+
+    @property
+    def _run(self) -> str:
+        """What the updates depend on, as a checkpoint states it."""
+        return json.dumps({"identity": self.identity, "optimiser": asdict(self.config)})
 
     @property
     def _done(self) -> bool:
@@ -207,7 +214,7 @@ class Loop:
         at = [self.step, self._number, self._place, self._spent]
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.partial")
-        save_file(state, temporary, metadata={"config": json.dumps(asdict(self.config)), "at": json.dumps(at)})
+        save_file(state, temporary, metadata={"run": self._run, "at": json.dumps(at)})
         temporary.replace(path)
 
     def _load(self, path: Path) -> None:
@@ -217,10 +224,10 @@ class Loop:
             with safe_open(path, "pt", device=str(self._device)) as file:
                 about = file.metadata() or {}
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            at, config = json.loads(about["at"]), about["config"]
+            at, run = json.loads(about["at"]), about["run"]
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise IntegrityError(f"{path} is no checkpoint of a training run: {error}") from error
-        if config != json.dumps(asdict(self.config)):
+        if run != self._run:
             raise ConfigError(f"{path} belongs to a run with another config; remove it, or restore the config")
         with torch.no_grad():
             for name, weight in self.network.named_weights():

@@ -91,6 +91,10 @@ def test_a_checkpoint_of_another_config_or_a_damaged_one_is_refused(tmp_path: Pa
     loop(network(), tmp_path).run(until=5)
     with pytest.raises(ConfigError, match=r"run\.checkpoint belongs to a run with another config"):
         loop(network(), tmp_path, OptimiserConfig(steps=12, batch_tokens=256, seed=4)).run()
+    other = loop(network(), tmp_path)
+    other.identity = "other sources"
+    with pytest.raises(ConfigError, match=r"run\.checkpoint belongs to a run with another config"):
+        other.run()
     (tmp_path / "run.checkpoint").write_bytes(b"damaged")
     with pytest.raises(IntegrityError, match=r"run\.checkpoint is no checkpoint"):
         loop(network(), tmp_path).run()

@@ -108,6 +108,9 @@ def test_the_same_seed_draws_the_same_epoch_and_another_seed_another(tmp_path: P
     assert np.array_equal(drawn.sentence, other.sentence)
     assert np.array_equal(drawn.label, again.label)
     assert len(list(tmp_path.iterdir())) == 1
+    held = dataclasses.replace(bank(), held=~bank().held)
+    with EpochDrawer(held, WindowConfig(), seed=5, folder=tmp_path) as drawer:
+        assert not np.isin(drawer.windows(1).question, drawn.question).any()
 
 
 def test_held_out_questions_are_shown_as_the_measuring_protocol_shows_them() -> None:

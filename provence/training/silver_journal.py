@@ -2,8 +2,9 @@
 
     prompt -> key (who was asked, and what) -> one JSON line in replies.jsonl
 
-Each reply is handed to the system at once, so that killing the process loses none; a line that was torn is cut off when
-the journal is opened. Only places of lines are held in memory. Raises `LockedError` and `OutputError`.
+Each reply is handed to the system at once, so that killing the process loses none. When the journal is opened, a torn
+last line is cut off, and a damaged line is passed over: what it said is asked again. Only places of lines are held in
+memory. Raises `LockedError` and `OutputError`.
 """
 
 from __future__ import annotations
@@ -113,12 +114,19 @@ class Journal:
         self._file.seek(0)
         place = 0
         for line in self._file:
-            try:
-                key = json.loads(line)["key"] if line.endswith(b"\n") else None
-            except (ValueError, KeyError, TypeError):
-                key = None
-            if key is None:
+            if not line.endswith(b"\n"):
                 self._file.truncate(place)
                 return
-            self._places[key] = place
+            if (key := _key_in(line)) is not None:
+                self._places[key] = place
             place += len(line)
+
+
+def _key_in(line: bytes) -> str | None:
+    """Key of a line that holds a whole reply."""
+    try:
+        found = json.loads(line)
+        whole = isinstance(found["reply"], str) and isinstance(found["finished"], bool)
+        return str(found["key"]) if whole else None
+    except (ValueError, KeyError, TypeError):
+        return None

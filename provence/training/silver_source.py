@@ -58,7 +58,7 @@ class Refused:
 
     Attributes:
         id: The source's.
-        reason: `no_question`, `no_text`, `not_unicode` (half a surrogate pair) or `bad_spans`.
+        reason: `no_question`, `no_text`, `not_unicode` (half a surrogate pair, or no UTF-8) or `bad_spans`.
         row: Its columns, as they are.
     """
 
@@ -172,7 +172,8 @@ def _read_parquet(source: Path) -> Iterator[dict[str, Any]]:
 
 
 def _read_lines(source: Path) -> Iterator[dict[str, Any]]:
-    with source.open(encoding="utf-8") as lines:
+    # What is no UTF-8 becomes halves of surrogate pairs, for which a row is refused.
+    with source.open(encoding="utf-8", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue

@@ -166,6 +166,13 @@ def test_a_row_at_fault_is_refused(tmp_path: Path, change: dict[str, Any], reaso
     assert make_labels(tmp_path / "in.jsonl", Fixed(), out=tmp_path / "out").rejected == {reason: 1}
 
 
+def test_a_row_that_is_no_utf8_is_refused_and_the_others_are_labelled(tmp_path: Path) -> None:
+    source = written(tmp_path / "in.jsonl", [ROW, ROW | {"question": "Wo?"}])
+    source.write_bytes(source.read_bytes().replace(b"Wo?", b"W\xf6?"))
+    report = make_labels(source, Fixed(), out=tmp_path / "out")
+    assert (report.labelled, report.rejected) == (1, {"not_unicode": 1})
+
+
 def test_a_source_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     with pytest.raises(SourceError, match="is not a readable Parquet file"):
@@ -204,6 +211,15 @@ def test_a_run_that_was_broken_off_asks_only_for_what_is_missing(tmp_path: Path)
     first = (tmp_path / "labels.parquet").read_bytes()
     assert make_labels(SQUAD, whole, out=tmp_path, limit=40).asked == 0
     assert (tmp_path / "labels.parquet").read_bytes() == first
+
+
+def test_a_damaged_line_of_the_journal_costs_its_own_reply_only(tmp_path: Path) -> None:
+    model = Fixed()
+    make_labels(SQUAD, model, out=tmp_path, limit=12)
+    lines = (tmp_path / "replies.jsonl").read_bytes().splitlines(keepends=True)
+    lines[4] = b"\x00" * 20 + b"\n"
+    (tmp_path / "replies.jsonl").write_bytes(b"".join(lines))
+    assert make_labels(SQUAD, model, out=tmp_path, limit=12).asked == 1
 
 
 def test_another_model_is_asked_again(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class Request:
         titles: One a text, or None where it has none; None if none has.
         kinds: How the texts are read: one for all, or one a text.
         spans: The caller's own units of each text, (start, end), or None where it is to be split; None splits all.
-        joint: Whether the texts share windows, one after another.
+        joint: Whether the texts share windows, one after another; those beyond some 32,000 characters begin anew.
         cut_question: Whether a question too long for the model is cut; otherwise it is refused.
         share_at: Token threshold of the `share` rule; None takes the model's own.
 
@@ -87,15 +87,17 @@ class Request:
     @property
     def items(self) -> list[PruneItem]:
         """What a worker is asked. Raises `ItemError` where spans do not cover a text of a joint request."""
-        return self._alone if self._joined is None else [self._joined[0]]
+        return self._alone if self._joined is None else [item for item, _ in self._joined]
 
     def scores(self, found: Sequence[PruneScores]) -> list[PruneScores]:
         """What the worker said of each text. Of a joint request a text's score is that of its most probable unit."""
-        return list(found) if self._joined is None else part(found[0], self._joined[1])
+        if self._joined is None:
+            return list(found)
+        return [each for scores, (_, parts) in zip(found, self._joined, strict=True) for each in part(scores, parts)]
 
     @cached_property
-    def _joined(self) -> tuple[PruneItem, list[Part]] | None:
-        return join(self._alone) if self.joint and self.texts else None
+    def _joined(self) -> list[tuple[PruneItem, list[Part]]] | None:
+        return join(self._alone) if self.joint else None
 
     @cached_property
     def _alone(self) -> list[PruneItem]:

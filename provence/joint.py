@@ -1,9 +1,10 @@
 """Several texts as one, so that they share windows, and what was said of it as what was said of each.
 
-    PruneItems of one question -> join -> one PruneItem -> (worker) -> PruneScores -> part -> PruneScores a text
+    PruneItems of one question -> join -> a PruneItem or more -> (worker) -> PruneScores -> part -> PruneScores a text
 
 The texts stand one after another, each under its title, so evidence that lies in several of them is seen together, and
-the question is computed once a window instead of once a text.
+the question is computed once a window instead of once a text. What is far apart shares no window anyway: many texts
+become several items, which a worker may compute side by side and between which it may stop.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from provence.task import PruneItem, PruneScores
     from provence.units.unit import Unit
 
-__all__ = ["Part", "join", "part"]
+__all__ = ["MOST_CHARACTERS", "Part", "join", "part"]
+
+MOST_CHARACTERS = 1 << 15
+"""Characters of joined texts at most, unless one alone has more: some twenty windows of 512 tokens."""
 
 _SEPARATOR = "\n\n"
 
@@ -40,24 +44,44 @@ class Part:
     units: Sequence[Unit]
 
 
-def join(items: Sequence[PruneItem]) -> tuple[PruneItem, list[Part]]:
-    """One item of all texts, and where each lies in it.
+def join(items: Sequence[PruneItem]) -> list[tuple[PruneItem, list[Part]]]:
+    """Items of the texts one after another, and where each text lies in its item.
 
     Args:
-        items: At least one, of one question.
+        items: Of one question.
 
     Raises:
         ItemError: A text or title is none, or the spans of an item do not cover its text.
     """
+    groups: list[list[tuple[int, PruneItem]]] = []
+    total = 0
+    for place, item in enumerate(items):
+        _check(item, place)
+        total += len(item.text)
+        if not groups or total > MOST_CHARACTERS:
+            groups.append([])
+            total = len(item.text)
+        groups[-1].append((place, item))
+    return [_join(group) for group in groups]
+
+
+def _check(item: PruneItem, place: int) -> None:
+    check_item(item, place)
+    if not isinstance(item.title, str | None):
+        raise ItemError(f"the title of item {place} must be text. Got {type(item.title).__name__}", index=place)
+    try:
+        (item.text + (item.title or "")).encode()
+    except UnicodeEncodeError as error:
+        raise ItemError(f"item {place} holds half a surrogate pair, which is no text", index=place) from error
+
+
+def _join(group: Sequence[tuple[int, PruneItem]]) -> tuple[PruneItem, list[Part]]:
     pieces: list[str] = []
     starts: list[int] = []
     ends: list[int] = []
     parts = []
     offset = 0
-    for place, item in enumerate(items):
-        check_item(item, place)
-        if not isinstance(item.title, str | None):
-            raise ItemError(f"the title of item {place} must be text. Got {type(item.title).__name__}", index=place)
+    for place, item in group:
         title = (item.title or "").strip()
         if title:
             starts.append(offset)
@@ -70,7 +94,7 @@ def join(items: Sequence[PruneItem]) -> tuple[PruneItem, list[Part]]:
         ends += [offset + unit.end for unit in units]
         pieces += [item.text, _SEPARATOR]
         offset += len(item.text) + len(_SEPARATOR)
-    return replace(items[0], text="".join(pieces), title=None, starts=starts, ends=ends), parts
+    return replace(group[0][1], text="".join(pieces), title=None, starts=starts, ends=ends), parts
 
 
 def part(scores: PruneScores, parts: Sequence[Part]) -> list[PruneScores]:

@@ -24,6 +24,7 @@ from datapipe.workers.http.app import create_app
 from provence import Pruner, families, loading
 from provence.assemble import Request, contexts, kept_spans
 from provence.calibration import calibrate
+from provence.joint import MOST_CHARACTERS
 from provence.policy import PINS, Policy
 from provence.units.unit import TEXT_KINDS
 from tests.provence.conftest import write_pruner
@@ -239,6 +240,21 @@ def test_texts_in_joint_windows_see_each_other_and_keep_their_own_offsets(pruner
     assert pruner.prune("Who wrote?", [], joint=True) == []
     with pytest.raises(ItemError, match="spans of item 1 leave out"):
         pruner.prune("Who?", some[::2], joint=True, spans=[None, [(0, 4)]])
+
+
+def test_many_texts_in_joint_windows_are_several_items_of_a_bounded_size(pruner: Pruner) -> None:
+    several = [f"Anna wrote letter {place}. It rained." for place in range(6)]
+    several[2] = "It rained. " * 3000
+    request = Request(question="Who wrote?", texts=several, joint=True)
+    assert [len(item.text) > MOST_CHARACTERS for item in request.items] == [False, True, False]
+    small = several[:2] + several[3:]
+    found = pruner.prune("Who wrote?", [*small, *small], joint=True)
+    assert [context.index for context in found] == list(range(10))
+    for context in found:
+        assert_verbatim(small[context.index % 5], context)
+    with pytest.raises(ItemError, match="item 3 holds half a surrogate pair") as caught:
+        pruner.prune("Who?", [*several[:3], "\ud800"], joint=True)
+    assert caught.value.index == 3
 
 
 def test_a_token_threshold_goes_with_the_threshold_of_the_share_rule() -> None:

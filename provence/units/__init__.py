@@ -31,13 +31,15 @@ def split(text: str, *, kind: TextKind = "auto") -> list[Unit]:
     to = Collector(text)
     match detect(text) if kind == "auto" else kind:
         case "markdown":
-            add_markdown(to, 0, len(text))
+            add_markdown(to, to.start, len(text))
         case "code":
-            add_code(to, 0, len(text))
+            add_code(to, to.start, len(text))
         case "json":
-            add_json(to, 0, len(text))
+            add_json(to, to.start, len(text))
         case "log":
-            add_log(to, 0, len(text))
+            add_log(to, to.start, len(text))
         case _:
-            add_prose(to, 0, len(text), None)
+            add_prose(to, to.start, len(text), None)
+    if not to.units:
+        to.add(0, to.start, "sentence")  # nothing but byte order marks
     return to.units

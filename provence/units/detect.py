@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from provence.units.lines import ENTRY
 from provence.units.markdown import FENCE, HEADING, ITEM, is_delimiter
-from provence.units.spans import lines, trim
+from provence.units.spans import after_marks, lines, trim
 from provence.units.structured import is_json, is_json_lines
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ _LINK = re.compile(r"!?\[[^\[\]]{1,80}\]\([^()\s]{1,200}\)")
 
 def detect(text: str) -> TextKind:
     """The kind of a text; `prose` where it is not plain."""
-    start, end = trim(text, 0, len(text))
+    start, end = trim(text, after_marks(text), len(text))
     if start == end:
         return "prose"
     if text[start] in "{[" and (is_json(text, start, end) or is_json_lines(text, start, end)):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from provence.units.unit import UnitKind
 
-__all__ = ["LONGEST", "Collector", "lines", "pieces", "trim"]
+__all__ = ["LONGEST", "Collector", "after_marks", "lines", "pieces", "trim"]
 
 LONGEST = 1200
 """Characters that a unit has at most."""
@@ -28,12 +28,22 @@ LONGEST = 1200
 Span = tuple[int, int]
 
 _SPACE = re.compile(r"\s*+")
+_MARKS = re.compile(r"(?:\s*+\ufeff)*+")
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _LAST_LINE_END = re.compile(r".*[\r\n]", re.DOTALL)
 _LAST_CLAUSE_END = re.compile(r".*(?:[;:,)\]}—–،؛]\s|[;{}])", re.DOTALL)
 _LAST_WIDE_CLAUSE_END = re.compile(r".*[、，；：]", re.DOTALL)
 _LAST_SPACE = re.compile(r".*\s", re.DOTALL)
 _JOINERS = "\u200d\ufe0e\ufe0f"
+
+
+def after_marks(text: str) -> int:
+    """Where a text begins for whoever reads it: after the byte order marks at its head; 0 if it has none.
+
+    A mark is no white space to Python, so without this it would hide the `#` or `{` that it stands before.
+    """
+    found = _MARKS.match(text)
+    return found.end() if found else 0
 
 
 def trim(text: str, start: int, end: int) -> Span:
@@ -92,12 +102,14 @@ class Collector:
 
     Attributes:
         text: The whole text.
+        start: Where it begins after its byte order marks; those belong to the first unit.
         small: Whether it has no capital, as in chats, so that none can be asked for where a sentence begins.
         units: What was gathered so far.
     """
 
     def __init__(self, text: str) -> None:
         self.text = text
+        self.start = after_marks(text)
         self.small = text.islower()
         self.units: list[Unit] = []
 
@@ -109,6 +121,8 @@ class Collector:
         start, end = trim(self.text, start, end)
         if start == end:
             return None
+        if self.start and not self.units:
+            start = _left(self.text, 0, end)
         place = len(self.units)
         if end - start <= LONGEST:
             self.units.append(Unit(start, end, kind, parent))

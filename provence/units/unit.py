@@ -1,7 +1,8 @@
 """What a text is cut into: units with exact offsets, and which of them gives another its sense.
 
 Units lie in order and do not overlap; between them, before the first and after the last there is white space only. So
-every visible character lies in one unit, and the units with the gaps are the text.
+every visible character lies in one unit, and the units with the gaps are the text. A byte order mark at its head is no
+white space: it belongs to the first unit.
 """
 
 from __future__ import annotations

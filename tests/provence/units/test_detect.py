@@ -48,6 +48,12 @@ def test_a_text_is_taken_for_what_it_is(kind: str, text: str) -> None:
     assert detect(text) == kind
 
 
+@pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind, texts in KINDS.items() for text in texts])
+@pytest.mark.parametrize("mark", ["\ufeff", "\n\ufeff\ufeff"])
+def test_a_byte_order_mark_hides_no_kind(kind: str, text: str, mark: str) -> None:
+    assert detect(mark + text) == kind
+
+
 def test_encyclopaedia_paragraphs_are_prose() -> None:
     contexts = set(pq.read_table(ROOT / "data" / "squad20_dev.parquet", columns=["context"])["context"].to_pylist())
     assert {detect(context) for context in contexts} == {"prose"}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis.strategies import lists, sampled_from, text
 
 from datapipe.errors import ConfigError
@@ -90,6 +91,32 @@ def test_a_sentence_without_end_is_cut_at_clauses_and_never_before_a_combining_m
     assert all(clauses[unit.end - 1] == "," for unit in split(clauses, kind="prose"))
     marked = "e\u0301" * 1201
     assert all(marked[unit.start] == "e" for unit in split(marked, kind="prose"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "whole"),
+    [
+        ("prose", "One. Two."),
+        ("markdown", "# Head\n\nOne. Two."),
+        ("code", "def f():\n    return 1"),
+        ("json", '{"id": 1, "names": ["a", "b"], "text": "' + "x" * 300 + '"}'),
+        ("log", "INFO a\n  b\nINFO c"),
+    ],
+)
+def test_a_byte_order_mark_belongs_to_the_first_unit_and_changes_nothing_else(kind: TextKind, whole: str) -> None:
+    first, *rest = split(whole, kind=kind)
+    moved = [replace(unit, start=unit.start + 1, end=unit.end + 1) for unit in rest]
+    assert split("\ufeff" + whole, kind=kind) == [replace(first, start=0, end=first.end + 1), *moved]
+
+
+@pytest.mark.parametrize("kind", TEXT_KINDS)
+@given(parts=lists(sampled_from(PARTS), max_size=20), marks=sampled_from(["\ufeff", " \ufeff\n\ufeff"]))
+@settings(max_examples=30)
+def test_behind_byte_order_marks_the_units_and_gaps_are_the_text_too(
+    kind: TextKind, parts: list[str], marks: str
+) -> None:
+    whole = marks + "".join(parts)
+    assert_units_of(split(whole, kind=kind), whole)
 
 
 @pytest.mark.timeout(60)

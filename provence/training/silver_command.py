@@ -43,7 +43,9 @@ def labels(  # noqa: PLR0913, PLR0917 - each is an option of the command
 ) -> None:
     """Let a language model mark the sentences that answer each question of SOURCE, as rows to train a pruner on."""
     from provence.training.silver import make_labels
+    from provence.training.silver_source import check_source
 
+    check_source(source)  # before a model is loaded
     labeller = _labeller(
         model,
         endpoint,

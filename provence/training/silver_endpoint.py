@@ -4,17 +4,22 @@
 
 What may pass is tried again: no connection, a time-out, 408, 409, 425, 429 and 5xx, after a pause that doubles or that
 the server names. A prompt that the server refuses (400, 413, 422) is the prompt's own fault, unless the first eight are
-refused and none is answered: then, as for every other answer, the run ends, because something else is wrong.
+refused and none is answered: then, as for every other answer, the run ends, because something else is wrong. So does an
+address at which nobody has answered yet, after a second attempt. A line of the log tells of attempts to come.
 Redirects are not followed, so that the key goes nowhere else; the key stands in no message. Raises `ConfigError` and
 `WorkerError`.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import random
+import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -33,12 +38,17 @@ if TYPE_CHECKING:
 
 __all__ = ["EndpointLabeller"]
 
+_log = logging.getLogger(__name__)
+
 _PASSING: Final = frozenset({408, 409, 425, 429, *range(500, 600)})
 _OF_THE_PROMPT: Final = frozenset({400, 413, 422})
 _LONGEST_PAUSE: Final = 60.0
 _MAX_BYTES: Final = 16 << 20
 _TRIAL: Final = 8
 """Refusals without any reply after which the prompts are not at fault."""
+_UNREACHED: Final = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH})
+_QUIET_SECONDS: Final = 5.0
+"""Between two lines of the log about attempts, of which there may be several at a time."""
 
 
 class EndpointLabeller:
@@ -91,6 +101,7 @@ class EndpointLabeller:
         self._key_variable, self._max_new_tokens = key_variable, max_new_tokens
         self._concurrency, self._timeout, self._retries, self._pause = concurrency, timeout, retries, pause
         self._refused, self._answered = 0, False
+        self._reached, self._told, self._telling = False, -_QUIET_SECONDS, threading.Lock()
         self._opener = urllib.request.build_opener(_NoRedirect)
 
     def replies(self, prompts: Sequence[str]) -> Iterator[tuple[int, Outcome]]:
@@ -98,7 +109,7 @@ class EndpointLabeller:
 
         Raises:
             ConfigError: The server refuses the key, or knows no such address or model.
-            WorkerError: It still fails after all attempts, or answers in another shape.
+            WorkerError: It still fails after all attempts, answers in another shape, or was never there.
         """
         stop = threading.Event()
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="provence-labels") as pool:
@@ -120,8 +131,10 @@ class EndpointLabeller:
             wanted = None
             try:
                 with self._opener.open(request, timeout=self._timeout) as response:
+                    self._reached = True
                     return self._reply(response.read(_MAX_BYTES))
             except urllib.error.HTTPError as error:
+                self._reached = True
                 with error:
                     if error.code in _OF_THE_PROMPT:
                         return self._of_the_prompt(error)
@@ -129,15 +142,39 @@ class EndpointLabeller:
                         raise self._refusal(error) from None
                     wanted, problem = _retry_after(error.headers), f"HTTP {error.code}"
             except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
-                problem = str(getattr(error, "reason", error)) or type(error).__name__
+                cause = getattr(error, "reason", error)
+                problem = _words(cause)
+                if _is_unreached(cause):
+                    self._refuse_absent(attempt, problem)
+                else:
+                    self._reached = True
             if attempt == self._retries:
                 raise WorkerError(
                     f"{self._url} failed {attempt + 1} times, at last with: {problem}; replies so far are kept, "
                     "so run the same command again once it answers"
                 )
             spread = random.uniform(0.75, 1.25)  # noqa: S311 - so that requests do not come back all at once
-            stop.wait(min(_LONGEST_PAUSE, wanted if wanted is not None else self._pause * 2**attempt * spread))
+            seconds = min(_LONGEST_PAUSE, wanted if wanted is not None else self._pause * 2**attempt * spread)
+            self._tell(attempt, problem, seconds)
+            stop.wait(seconds)
         raise WorkerError(f"{self._url}: given up, because another request failed")
+
+    def _refuse_absent(self, attempt: int, problem: str) -> None:
+        """Raise `WorkerError` at the second attempt, or the last, at an address at which nobody has answered yet."""
+        if not self._reached and attempt >= min(1, self._retries):
+            raise WorkerError(
+                f"{self._url} cannot be reached: {problem}; check the address, and that the server there is up"
+            )
+
+    def _tell(self, attempt: int, problem: str, seconds: float) -> None:
+        with self._telling:
+            now = time.monotonic()
+            if now - self._told < _QUIET_SECONDS:
+                return
+            self._told = now
+        _log.warning(
+            "%s: %s; attempt %d of %d follows in %.0f s", self._url, problem, attempt + 2, self._retries + 1, seconds
+        )
 
     def _request(self, prompt: str) -> urllib.request.Request:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -182,6 +219,17 @@ class EndpointLabeller:
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
+
+
+def _is_unreached(cause: object) -> bool:
+    """Whether no server was there: no such host, no way to it, or nobody who listens."""
+    return isinstance(cause, socket.gaierror) or (isinstance(cause, OSError) and cause.errno in _UNREACHED)
+
+
+def _words(cause: object) -> str:
+    """What a connection failed with, without the number of the error."""
+    said = cause.strerror if isinstance(cause, OSError) else None
+    return said or str(cause) or type(cause).__name__
 
 
 def _retry_after(headers: Message) -> float | None:

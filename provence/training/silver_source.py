@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["SILVER", "Refused", "Row", "rows_of"]
+__all__ = ["SILVER", "Refused", "Row", "check_source", "rows_of"]
 
 SILVER: Final = "silver:"
 """What `label_kind` begins with where a model gave the labels; its name follows."""
@@ -82,6 +82,11 @@ def rows_of(source: Path, *, sentences: int) -> Iterator[Row | Refused]:
             yield from _passages(row, name=name, sentences=sentences)
         except _RowError as error:
             yield Refused(name, str(error), row)
+
+
+def check_source(source: Path) -> None:
+    """Read the first row, so that a mistake shows before a model is loaded. Raises as `rows_of` does."""
+    next(_read(source), None)
 
 
 class _RowError(Exception):
@@ -149,6 +154,10 @@ def _human(row: dict[str, Any], count: int) -> tuple[int, ...] | None:
 def _read(source: Path) -> Iterator[dict[str, Any]]:
     if not source.is_file():
         raise SourceError(f"{source} is no file; labels are made from one Parquet or JSON Lines file")
+    try:
+        source.open("rb").close()
+    except OSError as error:
+        raise SourceError(f"{source} cannot be read: {error.strerror}") from error
     if source.suffix in {".jsonl", ".ndjson"}:
         return _read_lines(source)
     if source.suffix in {".parquet", ".pq"}:

@@ -394,6 +394,15 @@ def test_options_that_do_not_go_together_are_refused_by_name(tmp_path: Path, opt
     assert error in str(found.exception)
 
 
+def test_a_source_that_cannot_be_read_is_found_before_the_model_is_loaded(tmp_path: Path) -> None:
+    none, odd = tmp_path / "none.parquet", tmp_path / "odd.jsonl"
+    odd.write_text('{"question": "Who?", "text": "Anna."}')
+    for source, error in ((none, "is no file"), (odd, "has no column 'context'; there are: question, text")):
+        found = command(source, "--model", tmp_path / "no-model", "--out", tmp_path / "out")
+        assert error in str(found.exception)
+        assert not (tmp_path / "out").exists()
+
+
 def test_an_endpoint_labeller_resumes_under_the_same_name_only(server: ChatServer) -> None:
     one, same = EndpointLabeller(server.address, "m"), EndpointLabeller(f"{server.address}/", "m")
     assert one.identity == same.identity != EndpointLabeller(server.address, "n").identity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -81,9 +82,31 @@ def test_a_fault_that_stays_ends_the_run_and_says_that_replies_are_kept(server: 
         list(labeller(server).replies(["why"]))
 
 
-def test_a_server_that_is_not_there_is_named() -> None:
-    with pytest.raises(WorkerError, match=r"http://127\.0\.0\.1:9/v1/chat/completions failed 1 times"):
-        list(EndpointLabeller("http://127.0.0.1:9/v1", "tiny", retries=0).replies(["why"]))
+@pytest.mark.parametrize("retries", [0, 1, 6])
+def test_a_server_that_is_not_there_is_named_after_one_more_attempt(retries: int) -> None:
+    asked = EndpointLabeller("http://127.0.0.1:9/v1", "tiny", retries=retries, pause=0.01)
+    error = r"^http://127\.0\.0\.1:9/v1/chat/completions cannot be reached: Connection refused; check the address"
+    with pytest.raises(WorkerError, match=error):
+        list(asked.replies(["why"] * 20))
+
+
+def test_a_host_that_nobody_knows_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(WorkerError, match=r"^http://nowhere/v1/.* cannot be reached: Name or service not known"):
+        list(EndpointLabeller("http://nowhere/v1", "tiny", pause=0.01).replies(["why"]))
+
+
+def test_a_server_that_goes_away_later_is_tried_again_and_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with chat_server(str.upper) as state:
+        asked = labeller(state, retries=3)
+        assert dict(asked.replies(["why"])) == {0: Reply("WHY")}
+    with pytest.raises(WorkerError, match=r"failed 4 times, at last with: Connection refused; replies so far are kept"):
+        list(asked.replies(["why"]))
+    (told,) = caplog.messages
+    assert told == f"{state.address}/chat/completions: Connection refused; attempt 2 of 4 follows in 0 s"
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])

@@ -2,7 +2,8 @@
 
     Request -> items -> (worker) -> PruneScores -> Request.scores -> contexts (top_n, decide, spans) -> PrunedContext
 
-Raises `ConfigError` for titles, kinds or spans that are not one a text, and whatever `decide` raises.
+Raises `ConfigError` for titles, kinds or spans that are not one a text, `ItemError` for spans that are no pairs, and
+whatever `decide` raises.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from datapipe.errors import ConfigError
+from datapipe.errors import ConfigError, ItemError
 from provence.decide import decide, ranked
 from provence.joint import Part, join, part
 from provence.policy import Policy, PolicyOptions
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
     from provence.task import PruneScores
     from provence.units.unit import TextKind
 
-__all__ = ["BatchOptions", "PruneOptions", "Request", "asked", "asked_batch", "contexts", "kept_spans"]
+__all__ = ["BatchArguments", "PruneArguments", "Request", "asked", "asked_batch", "contexts", "kept_spans"]
 
 
 _READING = ("titles", "kinds", "spans", "joint", "cut_question")
 
 
-class BatchOptions(PolicyOptions, total=False):
+class BatchArguments(PolicyOptions, total=False):
     """How texts are read, as `Request` states it, and what is kept of them."""
 
     kinds: TextKind | Sequence[TextKind]
@@ -39,7 +40,7 @@ class BatchOptions(PolicyOptions, total=False):
     cut_question: bool
 
 
-class PruneOptions(BatchOptions, total=False):
+class PruneArguments(BatchArguments, total=False):
     """The same with what is one a text."""
 
     titles: Sequence[str | None] | None
@@ -95,6 +96,12 @@ class Request:
             return list(found)
         return [each for scores, (_, parts) in zip(found, self._joined, strict=True) for each in part(scores, parts)]
 
+    def check(self, calibration: Calibration) -> None:
+        """Raise `ConfigError` unless the calibration is for texts that are shown to the model as these are."""
+        if self.texts:
+            titles = any(isinstance(title, str) and title.strip() for title in self.titles or ())
+            calibration.check_shown(joint=self.joint, titles=titles)
+
     @cached_property
     def _joined(self) -> list[tuple[PruneItem, list[Part]]] | None:
         return join(self._alone) if self.joint else None
@@ -104,17 +111,30 @@ class Request:
         return [self._item(place, text) for place, text in enumerate(self.texts)]
 
     def _item(self, place: int, text: str) -> PruneItem:
-        spans = None if self.spans is None else self.spans[place]
+        starts, ends = (None, None) if self.spans is None else _bounds(self.spans[place], place)
         return PruneItem(
             question=self.question,
             text=text,
             title=None if self.titles is None else self.titles[place],
             kind=self.kinds if isinstance(self.kinds, str) else self.kinds[place],
-            starts=None if spans is None else [start for start, _ in spans],
-            ends=None if spans is None else [end for _, end in spans],
+            starts=starts,
+            ends=ends,
             cut_question=self.cut_question,
             share_at=self.share_at,
         )
+
+
+def _bounds(spans: Sequence[tuple[int, int]] | None, place: int) -> tuple[list[int] | None, list[int] | None]:
+    """Where the units of a text begin and where they end; raises `ItemError` for what is no pair."""
+    if spans is None:
+        return None, None
+    try:
+        pairs = [(start, end) for start, end in spans]
+    except (TypeError, ValueError) as error:
+        raise ItemError(
+            f"the spans of item {place} must be pairs of offsets, [(start, end), …]. Got {spans!r:.80}", index=place
+        ) from error
+    return [start for start, _ in pairs], [end for _, end in pairs]
 
 
 def asked(question: str, texts: Sequence[str], options: Mapping[str, object]) -> tuple[Request, Policy]:
@@ -169,11 +189,12 @@ def contexts(
     found = []
     for place, decision in zip(places, decisions, strict=True):
         reasons = decision.reasons
-        if not any(reasons):
-            if policy.empty == "drop":
-                continue
-            reasons = ("whole",) * len(reasons) if policy.empty == "keep" else reasons
-        found.append(_context(place, texts[place], scores[place], reasons))
+        whole = policy.empty == "keep" and not any(reasons)
+        if policy.empty == "drop" and not any(reasons):
+            continue
+        found.append(
+            _context(place, texts[place], scores[place], ("whole",) * len(reasons) if whole else reasons, whole=whole)
+        )
     return found
 
 
@@ -204,9 +225,11 @@ def _begin(text: str, end: int, start: int) -> int:
     return line or (start if end else 0)
 
 
-def _context(place: int, text: str, scores: PruneScores, reasons: Sequence[str]) -> PrunedContext:
+def _context(place: int, text: str, scores: PruneScores, reasons: Sequence[str], *, whole: bool) -> PrunedContext:
+    """`whole` keeps a text without units too: there may be white space alone."""
     starts, ends = scores.starts.tolist(), scores.ends.tolist()
-    spans = kept_spans(text, starts, ends, [bool(reason) for reason in reasons])
+    everything = ((0, len(text)),) if text else ()
+    spans = everything if whole else kept_spans(text, starts, ends, [bool(reason) for reason in reasons])
     pruned = "".join(text[start:end] for start, end in spans)
     rows = zip(starts, ends, scores.probabilities.tolist(), reasons, scores.kinds, strict=True)
     return PrunedContext(

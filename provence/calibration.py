@@ -9,7 +9,8 @@ fixed in advance, with
     n / (n + 1) * R(t) + 1 / (n + 1) <= 1 - recall                                       (their eq. 4, B = 1)
 
 keeps, of a further question drawn as the n were, an expected share of at least `recall` of its answering units. It says
-nothing of other domains, of other models, or of one single question. Raises `ConfigError`.
+nothing of other domains, of other models, of one single question, or of texts that are cut or shown in another way: the
+measuring protocol of `provence.evaluation` shows sentences of passages of about 300 tokens. Raises `ConfigError`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Calibration:
         digest: SHA-256 of the model's files (`Pruner.digest`).
         domain: What the questions are about or where they are from; free text.
         rule: What the thresholds are compared with; `mean`, the mean keep probability of a unit.
+        joint: Whether the texts of a question shared windows.
+        titles: Whether the model was shown titles.
         questions: Questions that have answering units, n.
         thresholds: The grid, ascending; the first is 0.
         risks: Mean loss of the questions at each, 0-1, never falling; the first is 0.
@@ -57,6 +60,8 @@ class Calibration:
     digest: str
     domain: str
     rule: str = "mean"
+    joint: bool = False
+    titles: bool = False
     questions: int
     thresholds: tuple[float, ...]
     risks: tuple[float, ...]
@@ -71,6 +76,9 @@ class Calibration:
                 f"a calibration needs one risk a threshold. Got {len(self.thresholds)} thresholds and "
                 f"{len(self.risks)} risks"
             )
+        for name in ("joint", "titles"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} of a calibration must be true or false. Got {getattr(self, name)!r}")
         for name, values in (("thresholds", self.thresholds), ("risks", self.risks)):
             if values[0] != 0 or not all(0 <= value <= 1 for value in values) or list(values) != sorted(values):
                 raise ConfigError(f"the {name} of a calibration must begin at 0, never fall, and end at most at 1")
@@ -105,6 +113,23 @@ class Calibration:
                 f"model in use has digest {digest[:12]}…; calibrate again with this model (provence calibrate)"
             )
 
+    def check_shown(self, *, joint: bool, titles: bool) -> None:
+        """Raise `ConfigError` unless texts were shown to the model as these are: in windows of their own, with titles.
+
+        Args:
+            joint: Whether the texts share windows.
+            titles: Whether any of them has a title.
+        """
+        for option, made, found in (("joint", self.joint, joint), ("titles", self.titles, titles)):
+            if made != found:
+                told = ("with", "without") if made else ("without", "with")
+                advice = f"give {option}" if made else f"leave {option} out"
+                command = "provence calibrate" + ("" if made else f" --{option}")
+                raise ConfigError(
+                    f"the calibration of {self.domain!r} was made {told[0]} {option}, and says nothing of texts "
+                    f"{told[1]}; {advice}, or calibrate again {told[1]} ({command})"
+                )
+
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
         Path(path).write_text(json.dumps({"format": FORMAT, **asdict(self)}) + "\n", encoding="utf-8")
@@ -131,7 +156,15 @@ class Calibration:
             raise ConfigError(f"the calibration {path} is damaged ({error})") from error
 
 
-def calibrate(gold: Iterable[Sequence[float] | Float32], *, model: str, digest: str, domain: str) -> Calibration:
+def calibrate(
+    gold: Iterable[Sequence[float] | Float32],
+    *,
+    model: str,
+    digest: str,
+    domain: str,
+    joint: bool = False,
+    titles: bool = False,
+) -> Calibration:
     """Make a calibration from questions whose answers are known.
 
     Args:
@@ -140,6 +173,8 @@ def calibrate(gold: Iterable[Sequence[float] | Float32], *, model: str, digest: 
         model: Name of the model that gave them.
         digest: SHA-256 of its files.
         domain: What the questions are about or where they are from.
+        joint: Whether the texts of a question shared windows.
+        titles: Whether the model was shown titles.
 
     Raises:
         ConfigError: No question has an answering unit, or a probability is not between 0 and 1.
@@ -164,6 +199,8 @@ def calibrate(gold: Iterable[Sequence[float] | Float32], *, model: str, digest: 
         model=model,
         digest=digest,
         domain=domain,
+        joint=joint,
+        titles=titles,
         questions=questions,
         thresholds=tuple(float(value) for value in grid),
         risks=tuple(float(value) for value in losses / questions),

@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from datapipe.errors import ConfigError
+from datapipe.errors import ConfigError, ModelNotFoundError
+from provence.loading import DEFAULT, named
 
 if TYPE_CHECKING:
     from datapipe.workers.protocol import Worker
@@ -26,7 +27,7 @@ class Home:
     It can be pickled: a copy of one with a worker uses that worker's copy, a copy of one without loads its model again.
 
     Args:
-        model: Name of the model on the worker.
+        model: Name of the model on the worker; `default` on a `LocalWorker` that was given the default pruner is that.
         worker: Where it runs; None makes one of `spec`.
         spec: The model, where there is no worker.
         device: Device of a worker of its own.
@@ -45,7 +46,7 @@ class Home:
         device: str = "auto",
         backend: Backend = "torch",
     ) -> None:
-        self.model = model
+        self.model = _named(model, worker)
         self._given, self._spec, self._device, self._backend = worker, spec, device, backend
         self._own: Worker | None = None
         self._lock = threading.Lock()
@@ -99,3 +100,16 @@ class Home:
         from datapipe.workers.worker import LocalWorker
 
         return LocalWorker(specs, device=self._device)
+
+
+def _named(model: str, worker: Worker | None) -> str:
+    """The name that a worker knows the model by. `default` by itself is an embedder to a `LocalWorker`."""
+    if model != DEFAULT or worker is None:
+        return model
+    from datapipe.workers.worker import LocalWorker
+
+    try:
+        known = named(DEFAULT).name
+    except ModelNotFoundError:  # an installation without it
+        return model
+    return known if isinstance(worker, LocalWorker) and known in worker.models else model

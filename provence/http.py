@@ -9,6 +9,7 @@ field at fault, and what the worker raises.
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -84,7 +85,8 @@ class PruneRequest(BaseModel):
         None, description="Keep probability above which a sentence is kept; left out: the model's own."
     )
     target_recall: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="Share of the needed sentences to keep; needs a model that is calibrated."
+        None,
+        description="Share of the needed sentences of passages to keep; needs a model calibrated on such passages.",
     )
     budget_tokens: Annotated[int, Field(ge=1, le=1 << 31)] | None = Field(
         None, description="Most tokens kept of all documents together, in the model's own count."
@@ -155,6 +157,8 @@ async def prune(request: PruneRequest, call: Call) -> dict[str, Any]:
     asked, policy = _asked(request), _policy(request)
     spec = call.service.offer.find("prune", request.model)
     calibration = await asyncio.to_thread(_calibration, call, spec) if policy.target_recall is not None else None
+    if calibration is not None:
+        _check(asked, calibration)
     items = await asyncio.to_thread(lambda: asked.items)
     found = await call.run("prune", items, model=spec.name)
     told = await asyncio.to_thread(
@@ -216,9 +220,24 @@ def _calibration(call: Call, spec: ModelSpec) -> Calibration:
             f"{CALIBRATION} (provence calibrate makes it)",
             param="target_recall",
         )
-    calibration = Calibration.load(path)
+    stat = path.stat()
+    calibration = _read(str(path), stat.st_mtime_ns, stat.st_size)
     calibration.check(call.service.worker.load(spec.name, task="prune").digest)
     return calibration
+
+
+@lru_cache(maxsize=16)
+def _read(path: str, _changed: int, _size: int) -> Calibration:
+    """Read once as long as the file stays as it is."""
+    return Calibration.load(path)
+
+
+def _check(asked: Request, calibration: Calibration) -> None:
+    """Raise `InvalidRequestError` unless the texts are shown to the model as those that were calibrated on."""
+    try:
+        asked.check(calibration)
+    except ConfigError as error:
+        raise InvalidRequestError(str(error), param="target_recall") from error
 
 
 def _result(context: PrunedContext) -> dict[str, Any]:

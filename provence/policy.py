@@ -42,7 +42,8 @@ class Policy:
         threshold: A unit is kept if it is above, 0-1; None takes the model's own, unless another aim is stated.
         target_recall: Expected share of the needed units that is kept, between 0 and 1; the threshold that promises it
             comes from a calibration. Compared with mean probabilities, whatever the rule. Units of texts that `top_n`
-            leaves out do not count.
+            leaves out do not count. The promise is for sentences of passages like those that were calibrated on, of
+            about 300 tokens; units of Markdown, code or JSON, and much longer or shorter texts, come without one.
         budget_tokens: Tokens kept at most, over all texts of a question, in the model's own count: the most probable
             units that fit.
         rule: What a threshold is compared with: `own`, as the model's family does; `mean`, the mean keep probability.

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self, Unpack, get_args
 
 from datapipe.errors import ConfigError
 from datapipe.workers.protocol import Priority
 from datapipe.workers.tasks.rerank import RerankItem
-from provence.assemble import asked, asked_batch, contexts
+from provence.assemble import Request, asked, asked_batch, contexts
 from provence.home import Home
 from provence.loading import DEFAULT, Backend, named, read_calibration, resolved
 from provence.policy import Policy
+from provence.results import Ranked
 from provence.stream import in_order
 
 if TYPE_CHECKING:
@@ -32,30 +33,17 @@ if TYPE_CHECKING:
 
     from datapipe.workers.protocol import Worker
     from datapipe.workers.spec import DtypeName
-    from provence.assemble import BatchOptions, PruneOptions, Request
+    from provence.assemble import BatchArguments, PruneArguments
     from provence.calibration import Calibration
     from provence.results import PrunedContext
     from provence.task import PruneScores
 
-__all__ = ["Pruner", "Ranked"]
+__all__ = ["Pruner"]
 
 ONLINE_ITEMS = 1024
 """A call of more texts than this is bulk work unless it says otherwise."""
 
 STREAM_AHEAD = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """A text's place in an order by relevance.
-
-    Attributes:
-        index: Place of the text in the call.
-        relevance_score: On the model's own scale; higher is better.
-    """
-
-    index: int
-    relevance_score: float
 
 
 class Pruner:
@@ -149,7 +137,7 @@ class Pruner:
         *,
         priority: Priority | None = None,
         deadline: float | None = None,
-        **options: Unpack[PruneOptions],
+        **options: Unpack[PruneArguments],
     ) -> list[PrunedContext]:
         """Cut from each text what the question does not need.
 
@@ -168,7 +156,7 @@ class Pruner:
             One a text, in their order; with `top_n` the best first, with `empty="drop"` only those with something left.
         """
         request, policy = asked(question, texts, options)
-        worker = self._ready(policy)
+        worker = self._ready(policy, [request])
         found = worker.run("prune", request.items, model=self.model, **_how(priority, deadline, len(texts)))
         return self._contexts(request, found, policy)
 
@@ -179,14 +167,14 @@ class Pruner:
         *,
         priority: Priority | None = None,
         deadline: float | None = None,
-        **options: Unpack[PruneOptions],
+        **options: Unpack[PruneArguments],
     ) -> list[PrunedContext]:
         """The same as `prune`, without blocking the event loop; cancelling it takes what waits of it off the queue."""
         request, policy = asked(question, texts, options)
-        worker = await self._aready(policy)
+        worker = await self._aready(policy, [request])
         items = await asyncio.to_thread(lambda: request.items) if request.joint else request.items
         found = await worker.arun("prune", items, model=self.model, **_how(priority, deadline, len(texts)))
-        return self._contexts(request, found, policy)
+        return await asyncio.to_thread(self._contexts, request, found, policy)
 
     def prune_batch(
         self,
@@ -196,7 +184,7 @@ class Pruner:
         spans: Sequence[Sequence[Sequence[tuple[int, int]] | None] | None] | None = None,
         priority: Priority = Priority.BULK,
         deadline: float | None = None,
-        **options: Unpack[BatchOptions],
+        **options: Unpack[BatchArguments],
     ) -> list[list[PrunedContext]]:
         """Prune for many questions in one call of the worker.
 
@@ -213,7 +201,7 @@ class Pruner:
             A list a question, as `prune` gives it. An `ItemError` counts the texts of all questions.
         """
         policy, requests = asked_batch(pairs, titles, spans, options)
-        worker = self._ready(policy)
+        worker = self._ready(policy, requests)
         found = self._answers(requests, worker, priority, deadline)
         return [self._contexts(request, scores, policy) for request, scores in zip(requests, found, strict=True)]
 
@@ -224,7 +212,7 @@ class Pruner:
         *,
         priority: Priority | None = None,
         deadline: float | None = None,
-        **options: Unpack[PruneOptions],
+        **options: Unpack[PruneArguments],
     ) -> list[PruneScores]:
         """What the model says of each text, without a decision; arguments as in `prune`."""
         request, _ = asked(question, texts, options)
@@ -239,7 +227,7 @@ class Pruner:
         spans: Sequence[Sequence[Sequence[tuple[int, int]] | None] | None] | None = None,
         priority: Priority = Priority.BULK,
         deadline: float | None = None,
-        **options: Unpack[BatchOptions],
+        **options: Unpack[BatchArguments],
     ) -> list[list[PruneScores]]:
         """What the model says of each text of each question, without a decision; arguments as in `prune_batch`."""
         _, requests = asked_batch(pairs, titles, spans, options)
@@ -252,7 +240,7 @@ class Pruner:
         texts: AsyncIterable[str],
         *,
         ahead: int = STREAM_AHEAD,
-        **options: Unpack[BatchOptions],
+        **options: Unpack[BatchArguments],
     ) -> AsyncGenerator[PrunedContext, None]:
         """Prune texts as they arrive, each by itself; pruned contexts come in the order of the texts.
 
@@ -294,7 +282,7 @@ class Pruner:
             deadline: As in `prune`.
         """
         _ = Policy(top_n=top_n)  # refuses what is no number of texts
-        items = [RerankItem(question, text) for text in texts]
+        items = [RerankItem(question, text) for text in Request(question=question, texts=texts).texts]
         found = self._home.worker.run("prune_rerank", items, model=self.model, **_how(priority, deadline, len(texts)))
         order = sorted(range(len(found)), key=lambda index: -found[index].score)
         return [Ranked(index, float(found[index].score)) for index in order[:top_n]]
@@ -303,17 +291,21 @@ class Pruner:
         """Close the worker that `load` made; a worker that was given stays open. May be called again."""
         self._home.close()
 
-    def _ready(self, policy: Policy) -> Worker:
-        """The worker, once it is sure that the calibration is of its model."""
-        if policy.target_recall is not None and self._calibration is not None and not self._checked:
-            self._calibration.check(self.digest)
-            self._checked = True
+    def _ready(self, policy: Policy, requests: Sequence[Request]) -> Worker:
+        """The worker, once it is sure that the calibration is of its model and of texts shown as these are."""
+        if policy.target_recall is not None and self._calibration is not None:
+            for request in requests:
+                request.check(self._calibration)
+            if not self._checked:
+                self._calibration.check(self.digest)
+                self._checked = True
         return self._home.worker
 
-    async def _aready(self, policy: Policy) -> Worker:
+    async def _aready(self, policy: Policy, requests: Sequence[Request]) -> Worker:
         settled = policy.target_recall is None or self._checked
-        worker = self._home.open
-        return worker if settled and worker is not None else await asyncio.to_thread(self._ready, policy)
+        if settled and self._home.open is not None:
+            return self._ready(policy, requests)
+        return await asyncio.to_thread(self._ready, policy, requests)
 
     def _answers(
         self, requests: Sequence[Request], worker: Worker, priority: Priority, deadline: float | None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from provence.units.unit import UnitKind
 
-__all__ = ["PrunedContext", "ScoredSentence"]
+__all__ = ["PrunedContext", "Ranked", "ScoredSentence"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +62,16 @@ class PrunedContext:
     compression: float
     tokens: int = 0
     truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A text's place in an order by relevance.
+
+    Attributes:
+        index: Place of the text in the call.
+        relevance_score: On the model's own scale; higher is better.
+    """
+
+    index: int
+    relevance_score: float

@@ -71,7 +71,8 @@ class PruneScores:
         probabilities: Mean keep probability of its tokens, 0-1.
         shares: Share of its tokens with a keep probability above `share_at`; None where the model's rule is `mean`.
         score: Relevance of the text, on the model's own scale; the best of its windows.
-        tokens: Tokens of question, title and text, special tokens not counted.
+        tokens: Tokens of question, title and text, special tokens not counted; those of the text's units alone
+            where texts share windows.
         truncated: Whether the question was cut.
         rule: The model's published decision rule, `mean` or `share`.
         threshold: Its published default threshold.

@@ -65,7 +65,7 @@ def calibrate_pruner(  # noqa: PLR0913 - what is measured, and how
     """Make a calibration from the questions of sets, shown by the measuring protocol.
 
     Args:
-        pruner: Its digest goes into the calibration.
+        pruner: Its digest goes into the calibration, and so does how the texts were shown, `titles` and `joint`.
         paths: Sets; their questions are pooled.
         domain: What the calibration is for; None takes the names of the sets.
         split: Read from each; None takes all splits. Not the one on which the promise is to be checked.
@@ -83,7 +83,7 @@ def calibrate_pruner(  # noqa: PLR0913 - what is measured, and how
     for path in paths:
         gold += gold_probabilities(scored(scorer, path, split=split, limit=limit, seed=seed, progress=progress))
     name = domain or "+".join(Path(path).stem for path in paths)
-    return calibrate(gold, model=pruner.model, digest=pruner.digest, domain=name)
+    return calibrate(gold, model=pruner.model, digest=pruner.digest, domain=name, joint=joint, titles=titles)
 
 
 def gold_probabilities(outcome: Outcome) -> list[Float32]:

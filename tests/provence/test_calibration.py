@@ -131,6 +131,7 @@ def test_another_model_is_refused() -> None:
         ({"risks": [0.5, 0.1]}, "is damaged .*one risk a threshold"),
         ({"thresholds": [0, 0.5], "risks": [0, 2]}, "risks of a calibration must begin at 0, never fall"),
         ({"thresholds": [0.1, 0.5], "risks": [0, 0]}, "thresholds of a calibration must begin at 0"),
+        ({"joint": "no"}, "joint of a calibration must be true or false. Got 'no'"),
         ({"questions": 0}, "needs at least one question"),
         ({"surplus": 1}, "is damaged .*surplus"),
     ],
@@ -141,6 +142,23 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: str | dict[str, obje
     path.write_text(content if isinstance(content, str) else json.dumps(json.loads(path.read_text()) | content))
     with pytest.raises(ConfigError, match=message):
         Calibration.load(path)
+
+
+def test_it_is_bound_to_how_the_texts_were_shown_and_an_old_file_is_of_plain_passages(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    plain = made([[0.5]])
+    plain.check_shown(joint=False, titles=False)
+    with pytest.raises(ConfigError, match=r"made without joint, .* leave joint out, or .* \(.* --joint\)"):
+        plain.check_shown(joint=True, titles=False)
+    with pytest.raises(ConfigError, match=r"made without titles, .* \(provence calibrate --titles\)"):
+        plain.check_shown(joint=False, titles=True)
+    other = replace(plain, joint=True, titles=True)
+    other.save(path)
+    assert Calibration.load(path) == other
+    with pytest.raises(ConfigError, match=r"made with titles, .* give titles, or .* without \(provence calibrate\)"):
+        other.check_shown(joint=True, titles=False)
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in {"joint", "titles"}}))
+    assert Calibration.load(path) == plain
 
 
 def test_a_missing_file_and_impossible_probabilities_are_refused(tmp_path: Path) -> None:

@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from langchain_core.documents import Document
 
 from datapipe.weights import embedded_folder
+from datapipe.workers import LocalWorker
 from datapipe.workers.folder import ModelFolder
+from datapipe.workers.spec import DEFAULT_EMBEDDER
 from provence import Pruner
+from provence.langchain import ProvenceCompressor
 from provence.weights import DEFAULT
 
 FOLDER = Path(DEFAULT.source)
@@ -39,6 +43,20 @@ def test_the_default_keeps_the_sentence_that_answers() -> None:
     assert context.text == "He wrote Hamlet around 1600."
     other = pruner.prune("When was Hamlet written?", ["The river floods the fields in spring."])[0]
     assert other.relevance_score < context.relevance_score
+
+
+def test_default_on_a_worker_that_was_given_it_is_the_pruner() -> None:
+    text = "Shakespeare was born in Stratford. He wrote Hamlet around 1600. The town has many pubs."
+    with LocalWorker([DEFAULT_EMBEDDER, DEFAULT], device="cpu") as worker:
+        pruner = Pruner.load(worker=worker)
+        assert pruner.model == DEFAULT.name
+        assert pruner.prune("When was Hamlet written?", [text], threshold=0.5)[0].text == "He wrote Hamlet around 1600."
+        found = ProvenceCompressor(worker=worker, threshold=0.5).compress_documents(
+            [Document(page_content=text)], "When was Hamlet written?"
+        )
+        assert [document.page_content for document in found] == ["He wrote Hamlet around 1600."]
+    with LocalWorker([], device="cpu") as other:
+        assert Pruner.load(worker=other).model == "default"
 
 
 @pytest.mark.parametrize("recall", [0.8, 0.95])

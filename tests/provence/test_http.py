@@ -15,7 +15,7 @@ from schemathesis import GenerationMode
 
 from datapipe.settings import ServeSettings
 from datapipe.workers import LocalWorker, ModelSpec
-from provence.calibration import calibrate
+from provence.calibration import Calibration, calibrate
 from provence.http import PruneResponse
 from provence.pruner import Pruner
 from tests.provence.faces import QUESTION, app_over, passages, served
@@ -142,8 +142,33 @@ async def test_a_calibration_in_the_folder_of_the_model_makes_a_recall_possible(
         refused = await post(app, target_recall=0.99)
         assert refused.status_code == 422
         assert "needs a calibration on at least 99 questions" in error_of(refused)["message"]
+        for other in ({"joint": True}, {"titles": TITLES}):
+            answer = await post(app, target_recall=0.9, **other)
+            assert (answer.status_code, error_of(answer)["param"]) == (422, "target_recall")
+            assert f"made without {next(iter(other))}" in error_of(answer)["message"]
         replace(made, digest="0" * 64).save(folder / "calibration.json")
         assert "but the model in use has digest" in error_of(await post(app, target_recall=0.9))["message"]
+
+
+async def test_a_calibration_is_read_once_while_its_file_stays_the_same(
+    pruner: Pruner, pruner_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "calibrated"
+    shutil.copytree(pruner_folder, folder)
+    made = calibrate([[0.5]] * 30, model="calibrated", digest=pruner.digest, domain="SQuAD")
+    made.save(folder / "calibration.json")
+    read = []
+    real = Calibration.load
+    monkeypatch.setattr(Calibration, "load", lambda path: read.append(path) or real(path))
+    spec = ModelSpec("calibrated", str(folder), task="prune", dtype="float32")
+    with LocalWorker([spec], device="cpu") as worker:
+        app = app_over(worker, spec)
+        for _ in range(3):
+            assert (await post(app, target_recall=0.9)).status_code == 200
+        assert len(read) == 1
+        replace(made, domain="other news").save(folder / "calibration.json")
+        assert (await post(app, target_recall=0.9)).status_code == 200
+        assert len(read) == 2
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -150,6 +151,9 @@ def test_texts_of_which_nothing_is_left_are_empty_dropped_or_whole(pruner: Prune
     whole = pruner.prune(QUESTION, texts, threshold=1, empty="keep")
     assert [context.text for context in whole] == texts
     assert {sentence.reason for context in whole for sentence in context.sentences} == {"whole"}
+    blank = pruner.prune(QUESTION, [" \n\t", ""], empty="keep")
+    assert [(each.text, each.kept_spans, each.compression) for each in blank] == [(" \n\t", ((0, 3),), 0), ("", (), 0)]
+    assert [each.text for each in pruner.prune(QUESTION, [" \n\t"], empty="empty")] == [""]
 
 
 def test_the_best_texts_come_first_as_rerank_has_them(pruner: Pruner, texts: list[str]) -> None:
@@ -341,6 +345,47 @@ def test_a_calibration_is_found_in_the_models_folder_and_bound_to_the_model(tmp_
         wrong.prune(QUESTION, texts, target_recall=0.8)
 
 
+def test_a_calibration_is_for_texts_shown_as_those_it_was_made_on(pruner_worker: LocalWorker, texts: list[str]) -> None:
+    digest = pruner_worker.load("random-pruner", task="prune").digest
+
+    def with_calibration(**shown: bool) -> Pruner:
+        made = calibrate([[0.5]] * 30, model="random-pruner", digest=digest, domain="news", **shown)
+        return Pruner.load("random-pruner", worker=pruner_worker, calibration=made)
+
+    titles = ["Normans", *[None] * 4]
+    plain, other = with_calibration(), with_calibration(joint=True, titles=True)
+    assert len(plain.prune(QUESTION, texts, target_recall=0.9, titles=[" ", *titles[1:]])) == 5
+    assert len(other.prune(QUESTION, texts, target_recall=0.9, titles=titles, joint=True)) == 5
+    assert len(plain.prune(QUESTION, texts, threshold=0.9, titles=titles, joint=True)) == 5
+    for one, options, message in [
+        (plain, {"joint": True}, "without joint, .*leave joint out"),
+        (plain, {"titles": titles}, "without titles, .*leave titles out"),
+        (other, {"titles": titles}, "with joint, .*give joint"),
+        (other, {"joint": True}, "with titles, .*give titles"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            one.prune(QUESTION, texts, target_recall=0.9, **options)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=message):
+            asyncio.run(one.aprune(QUESTION, texts, target_recall=0.9, **options))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="without titles"):
+        plain.prune_batch([(QUESTION, texts), (QUESTION, texts)], titles=[None, titles], target_recall=0.9)
+
+
+async def test_the_event_loop_is_free_while_many_texts_are_decided_on(
+    pruner: Pruner, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    real = Pruner._contexts
+
+    def watched(*given: Any) -> list[PrunedContext]:
+        threads.append(threading.current_thread())
+        return real(*given)
+
+    monkeypatch.setattr(Pruner, "_contexts", watched)
+    await pruner.aprune(QUESTION, texts * 8)
+    assert threads[0] is not threading.current_thread()
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -356,6 +401,14 @@ def test_a_calibration_is_found_in_the_models_folder_and_bound_to_the_model(tmp_
         (lambda p: p.prune("q", ["a", 7], joint=True), ItemError, "text of item 1 must be text. Got int"),
         (lambda p: p.prune("q", ["a"], titles=[7], joint=True), ItemError, "title of item 0 must be text. Got int"),
         (lambda p: p.prune("q", ["a"], spans=[[(0.0, 1.0)]], joint=True), ItemError, "must be lists of whole numbers"),
+        (
+            lambda p: p.prune("q", ["a", "b"], spans=[None, [(0, 1, 2)]]),
+            ItemError,
+            "spans of item 1 must be pairs .* 2\\)",
+        ),
+        (lambda p: p.prune("q", ["a"], spans=[[7]]), ItemError, r"spans of item 0 must be pairs .* Got \[7\]"),
+        (lambda p: p.prune("q", ["a"], spans=[[(0,)]], joint=True), ItemError, "spans of item 0 must be pairs"),
+        (lambda p: p.rerank("q", "abc"), ConfigError, "texts must be a list of texts, .* Got one string"),
         (lambda p: Pruner.load("m", worker=p, device="cpu"), ConfigError, "are the worker's own matter"),
         (lambda _: Pruner.load("/nowhere/at/all"), ModelNotFoundError, "there is no folder /nowhere/at/all"),
         (lambda _: Pruner.load("m", worker=object()).digest, ConfigError, "object cannot state the digest of 'm'"),

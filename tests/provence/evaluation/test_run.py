@@ -58,7 +58,13 @@ def test_a_pruner_is_measured_beside_its_baselines(pruner: Pruner, data: Path) -
     assert report.rows[0]["own_threshold"]
     assert report.about["protocol"] == 1
     assert json.loads(json.dumps(report.as_dict()))["rows"] == list(report.rows)
-    assert "| squad20_dev | keep_all | 0.000" in report.table()
+    table = report.table()
+    assert "| squad20_dev | keep_all | 0.000" in table
+    assert "macro" not in table, "one set has no means over sets"
+    head = table.splitlines()[0]
+    assert head.startswith("| set | method | removed @90 (best threshold) |")
+    for name in ("recall", "removed", "f1", "f2", "answers kept"):
+        assert f"| {name} (at the model's threshold) |" in head
 
 
 def test_the_pruners_scores_are_those_that_it_gives_for_the_passages_own_sentences(pruner: Pruner, data: Path) -> None:
@@ -98,6 +104,7 @@ def test_a_sets_row_is_that_of_its_flat_scores_and_macro_is_the_mean(data: Path,
     assert macro["ndcg"] == one["ndcg"]
     assert told[0] == ("squad20_dev knowing", 0, one["passages"])
     assert ("tiny knowing", 5, 5) in told
+    assert "| macro | knowing |" in report.table()
 
 
 def test_the_same_call_gives_the_same_report(data: Path) -> None:
@@ -153,6 +160,8 @@ def test_a_calibration_is_bound_to_the_pruner_and_named_after_the_sets(pruner: P
     assert (calibration.domain, calibration.model, calibration.digest) == ("squad20_dev", pruner.model, pruner.digest)
     golds = gold_probabilities(scored(PrunerScorer(pruner), path, split="train", limit=LIMIT))
     assert calibration.questions == len(golds)
+    shown = calibrate_pruner(pruner, [path], limit=LIMIT, joint=True, titles=True)
+    assert (calibration.joint, calibration.titles, shown.joint, shown.titles) == (False, False, True, True)
     kept = np.mean([(part > calibration.threshold_for(0.7)).mean() for part in golds])
     assert kept >= 0.7
 
@@ -170,6 +179,17 @@ def test_evaluate_prints_a_table_and_writes_json(data: Path, tmp_path: Path) -> 
     found = json.loads(run(*shared, "--json").stdout)
     assert found == json.loads((tmp_path / "deep" / "report.json").read_text(encoding="utf-8"))
     assert found["split"] == "test"
+
+
+def test_evaluate_shows_a_table_a_set_in_a_terminal(data: Path) -> None:
+    asked = ("evaluate", data / "squad20_dev.parquet", "--model", "none", "--baselines", "keep_all,idf", "--limit", 4)
+    terminal = {"FORCE_COLOR": "1", "COLUMNS": "100", "TERM": "dumb"}
+    shown = CliRunner().invoke(app, list(map(str, asked)), env=terminal).stdout
+    assert "squad20_dev, 4 questions" in shown
+    assert "at the model's threshold" in " ".join(shown.split())
+    assert "macro" not in shown
+    assert "| --- |" not in shown
+    assert max(map(len, shown.splitlines())) <= 100
 
 
 def test_evaluate_and_calibrate_load_a_model_from_its_folder(data: Path, pruner_folder: Path, tmp_path: Path) -> None:

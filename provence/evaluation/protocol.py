@@ -19,7 +19,7 @@ from datapipe.errors import ConfigError
 from provence.evaluation.sets import hash_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from datapipe.storage.arrays import Bool, Float64, Int32, Int64
     from provence.evaluation.sets import Example
@@ -28,7 +28,6 @@ __all__ = [
     "LIMIT",
     "OTHERS",
     "PROTOCOL",
-    "Joint",
     "Outcome",
     "Passage",
     "PassageScores",
@@ -198,34 +197,6 @@ def joined(passages: Sequence[Passage], *, limit: float | None = None, separator
         group.append(passage)
         total += cost
     return [*texts, _join(group, separator)] if group else texts
-
-
-class Joint:
-    """A scorer that is shown the passages of a question together, as `joined` puts them.
-
-    The figures compare with those of the scorer alone: the sentences are the same. A passage ranks by its best
-    sentence, for a shared text has one relevance score only.
-
-    Args:
-        scorer: Sees the shared texts.
-        limit: Estimated tokens of a text; None shows all passages of a question in one.
-    """
-
-    def __init__(self, scorer: Scorer, *, limit: float | None = None) -> None:
-        self.name = f"{scorer.name}_joint"
-        self._scorer, self._limit = scorer, limit
-
-    @property
-    def threshold(self) -> float | None:
-        """That of the scorer."""
-        return self._scorer.threshold
-
-    def score(self, passages: Sequence[Passage]) -> Iterator[PassageScores]:
-        """Scores of the single passages, in their order."""
-        texts = joined(passages, limit=self._limit)
-        for text, scored in zip(texts, self._scorer.score(texts), strict=True):
-            for part in np.split(np.asarray(scored.probabilities, dtype=np.float64), np.cumsum(text.parts)[:-1]):
-                yield PassageScores(part, float(part.max()))
 
 
 def outcome_of(passages: Sequence[Passage], scores: Iterable[PassageScores], examples: Sequence[Example]) -> Outcome:

@@ -12,7 +12,6 @@ from hypothesis.strategies import integers, lists, sets
 from datapipe.errors import ConfigError
 from provence.evaluation.baselines import Lead
 from provence.evaluation.protocol import (
-    Joint,
     PassageScores,
     cut_lengths,
     joined,
@@ -24,7 +23,7 @@ from provence.evaluation.sets import read_examples
 from tests.provence.evaluation.rows import example
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from provence.evaluation.protocol import Passage
@@ -108,27 +107,6 @@ def test_what_is_joined_already_is_refused() -> None:
     texts = joined(passages_of(example([1200, 1200], [0])))
     with pytest.raises(ConfigError, match="joined already"):
         joined(texts)
-
-
-class ByPlace:
-    """Scores a sentence by its place in the text that it is shown in."""
-
-    name, threshold = "by_place", 0.5
-
-    def score(self, passages: Sequence[Passage]) -> Iterator[PassageScores]:
-        for passage in passages:
-            yield PassageScores(np.arange(passage.starts.size, dtype=np.float64), -1.0)
-
-
-def test_a_joint_scorer_sees_the_passages_of_a_question_together_and_answers_for_each() -> None:
-    documents = [example([600] * 5, [0]), example([600] * 2, name="r")]
-    passages = passages_of_set(documents)
-    assert [passage.starts.size for passage in passages] == [2, 2, 1, 2]
-    scorer = Joint(ByPlace())
-    found = list(scorer.score(passages))
-    assert [scores.probabilities.tolist() for scores in found] == [[0, 1], [2, 3], [4], [0, 1]]  # type: ignore[union-attr]
-    assert [scores.score for scores in found] == [1, 3, 4, 1]
-    assert (scorer.name, scorer.threshold) == ("by_place_joint", 0.5)
 
 
 def test_an_outcome_lays_the_scores_flat(data: Path) -> None:

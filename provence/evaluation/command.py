@@ -50,9 +50,13 @@ def evaluate(  # noqa: PLR0913 - each is an option of the command
     out: Annotated[Path | None, Option(help="Also write the report as JSON to this file.")] = None,
     as_json: _Json = False,
 ) -> None:
-    """Measure a pruner on SETS: characters removed at a recall, sentence F, answers kept, ranking; with baselines."""
+    """Measure a pruner on SETS: characters removed at a recall, sentence F, answers kept, ranking; with baselines.
+
+    In a terminal a table a set is shown, in a pipe one Markdown table.
+    """
     from provence.evaluation import run
     from provence.evaluation.baselines import BASELINES
+    from provence.evaluation.report import NOTE
 
     names = {"all": list(BASELINES), "none": []}.get(baselines, baselines.split(","))
     pruner = None if model == "none" else _loaded(model, sets, device, backend)
@@ -72,7 +76,11 @@ def evaluate(  # noqa: PLR0913 - each is an option of the command
     if out is not None:
         with _writing(out):
             out.write_text(found + "\n", encoding="utf-8")
-    typer.echo(found if as_json else report.table())
+    screen = Console()
+    if as_json or not screen.is_terminal:
+        typer.echo(found if as_json else report.table())
+    else:
+        screen.print(*report.screen(), f"[dim]{NOTE}[/]", sep="\n", highlight=False)
 
 
 def calibrate(  # noqa: PLR0913 - each is an option of the command

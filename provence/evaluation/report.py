@@ -27,12 +27,14 @@ from provence.evaluation.metrics import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from rich.table import Table
 
     from datapipe.storage.arrays import Bool, Float64, Int64
     from provence.evaluation.protocol import Outcome
 
-__all__ = ["MACRO", "RECALLS", "Figures", "Report", "Row", "figures_of", "macro_figures"]
+__all__ = ["COLUMNS", "MACRO", "NOTE", "RECALLS", "Figures", "Report", "Row", "figures_of", "macro_figures"]
 
 Row: TypeAlias = dict[str, Any]
 
@@ -42,7 +44,29 @@ RECALLS = (0.9, 0.95, 0.99)
 MACRO = "macro"
 """Name of the row that holds means over the sets."""
 
-_SHOWN = ("removed_at_90", "removed_at_95", "removed_at_99", "f1", "f2", "answers_kept", "ndcg", "mrr")
+BEST, OWN, RANKING = "best threshold", "at the model's threshold", "ranking"
+"""What a figure is measured at: the threshold at which the set keeps the recall, the model's own, or none."""
+
+COLUMNS = {
+    "removed_at_90": ("removed @90", BEST),
+    "removed_at_95": ("removed @95", BEST),
+    "removed_at_99": ("removed @99", BEST),
+    "recall": ("recall", OWN),
+    "removed": ("removed", OWN),
+    "f1": ("f1", OWN),
+    "f2": ("f2", OWN),
+    "answers_kept": ("answers kept", OWN),
+    "ndcg": ("ndcg", RANKING),
+    "mrr": ("mrr", RANKING),
+}
+"""Figures that a table shows: by the name in a row, what they are called and what they are measured at."""
+
+NOTE = (
+    "removed @90: characters cut at the threshold of the set itself that keeps 90 % of the gold sentences. "
+    "recall, removed, f1, f2 and answers kept: at the model's threshold; a method without a model is taken at that of "
+    "@90. Ranges are 95 % intervals."
+)
+"""What stands under a table."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +109,41 @@ class Report:
         """For JSON."""
         return {**self.about, "rows": list(self.rows)}
 
-    def table(self, columns: Sequence[str] = _SHOWN) -> str:
-        """A Markdown table of these columns; a column with an interval shows it."""
-        head = ["set", "method", *(column.replace("_", " ") for column in columns)]
+    @property
+    def shown(self) -> tuple[Row, ...]:
+        """The rows without means over one set."""
+        several = len({row["set"] for row in self.rows} - {MACRO}) > 1
+        return tuple(row for row in self.rows if several or row["set"] != MACRO)
+
+    def screen(self) -> Iterator[Table]:
+        """The same for a terminal: a table a set, with a column for each method."""
+        from rich.markup import escape
+        from rich.table import Table
+
+        for name in dict.fromkeys(row["set"] for row in self.shown):
+            rows = [row for row in self.shown if row["set"] == name]
+            title = f"{escape(name)}, {rows[0]['questions']:,} questions"
+            table = Table(title=title, title_justify="left", title_style="bold")
+            table.add_column("")
+            for row in rows:
+                table.add_column(row["method"], justify="right")
+            group = ""
+            for column, (figure, measured) in COLUMNS.items():
+                if measured != group:
+                    table.add_section()
+                    table.add_row(f"[bold]{measured}[/]")
+                    group = measured
+                table.add_row(
+                    figure, *(_cell(row, column).replace(" (", "\n[dim]").replace(")", "[/]") for row in rows)
+                )
+            yield table
+
+    def table(self) -> str:
+        """A Markdown table of the rows that are `shown`, with intervals, and what its columns are."""
+        head = ["set", "method", *(_heading(*column) for column in COLUMNS.values())]
         lines = [head, ["---"] * len(head)]
-        lines += [[row["set"], row["method"], *(_cell(row, column) for column in columns)] for row in self.rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        lines += [[row["set"], row["method"], *(_cell(row, column) for column in COLUMNS)] for row in self.shown]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{NOTE}"
 
 
 def figures_of(outcome: Outcome, *, threshold: float | None, samples: int = 1000, seed: int = 0) -> Figures:
@@ -195,6 +248,10 @@ def _mean(rows: Float64) -> Float64:
 
 def _number(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
+
+
+def _heading(name: str, measured: str) -> str:
+    return name if measured == RANKING else f"{name} ({measured})"
 
 
 def _cell(row: Row, column: str) -> str:

@@ -1,0 +1,32 @@
+"""What an export holds beside the graph."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from datapipe.errors import OutputError
+from provence.onnx import export_onnx
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_an_export_carries_the_licence_and_the_card_of_its_model(pruner_folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(pruner_folder, source)
+    (source / "LICENSE").write_text("Free to use.")
+    (source / "README.md").write_text("# A pruner")
+    export_onnx(source, tmp_path / "with")
+    assert (tmp_path / "with" / "LICENSE").read_text() == "Free to use."
+    assert (tmp_path / "with" / "README.md").read_text() == "# A pruner"
+    export_onnx(pruner_folder, tmp_path / "without")
+    assert {path.name for path in (tmp_path / "without").iterdir()} == {"model.onnx", "config.json", "tokenizer.json"}
+
+
+def test_an_export_to_a_file_is_refused(pruner_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write .*file: File exists"):
+        export_onnx(pruner_folder, tmp_path / "file")

@@ -1,12 +1,16 @@
 """`provence …`: parse, call one public function, show.
 
-`prune` is here; the other commands live with what they command and are imported when asked for.
+`prune` is here; the other commands live with what they command and are imported when asked for. What is kept is printed
+as it stands in the file: of JSON that is some of its lines, which are no longer JSON.
+
+Raises what pruning does, in the words of a command: `--cut-question` for `cut_question`, a file for an item's place.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +22,7 @@ from rich.markup import escape
 from typer import Argument, Option
 from typer.core import TyperGroup
 
-from datapipe.errors import ConfigError, DatapipeError, OutputError, SourceError
+from datapipe.errors import ConfigError, DatapipeError, ItemError, OutputError, SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,6 +48,12 @@ _KINDS = {
     ".md": "markdown",
 } | dict.fromkeys((".c", ".cc", ".cpp", ".go", ".h", ".java", ".js", ".py", ".rb", ".rs", ".sh", ".sql", ".ts"), "code")
 STDIN = "-"
+
+_OPTION = re.compile(
+    r"(?<![\w./-])'?(target_recall|budget_tokens|top_n|min_keep|always_keep_first|cut_question)'?(?:=True)?(?![\w/-]|\.\w)"
+    r"|'(threshold|pin)'(?= option)|^(threshold)(?= and )"
+)
+"""An option of pruning in a message, as the API calls it."""
 
 
 class _Commands(TyperGroup):
@@ -103,7 +113,11 @@ def prune(  # noqa: PLR0913 - each is an option
         list[str] | None, Option(help="Read by the model before the text, never cut; once for each file.")
     ] = None,
     kind: Annotated[
-        str | None, Option(help="auto, prose, markdown, code, json or log; default: by the file's name, else auto.")
+        str | None,
+        Option(
+            help="auto, prose, markdown, code, json or log; default: by the file's name, else auto. What is kept of "
+            "json is no longer JSON."
+        ),
     ] = None,
     joint: Annotated[
         bool, Option("--joint", help="Show the model several files at once, for evidence that lies in more than one.")
@@ -127,13 +141,16 @@ def prune(  # noqa: PLR0913 - each is an option
 
     In a terminal the whole text is shown: what is kept highlighted, what is cut dimmed.
 
-    In a pipe only what is kept is printed, as it stands in the file.
+    In a pipe only what is kept is printed, as it stands in the file; of JSON that is some lines, no longer JSON.
     """
     if question is None or not question.strip():
         raise ConfigError(f"the question is {'missing' if question is None else 'empty'}: give it with --question")
     if html is not None and not html.parent.is_dir():
         raise OutputError(f"{html} cannot be written: there is no folder {html.parent}")  # before the work, not after
     names = files or [STDIN]
+    _refuse_together(kind, server=server, device=device, backend=backend)
+    if calibration is not None and target_recall is None:
+        raise ConfigError("--calibration is for --target-recall, which is not given: give both or neither")
     policy: Any = {
         "threshold": threshold,
         "target_recall": target_recall,
@@ -152,12 +169,13 @@ def prune(  # noqa: PLR0913 - each is an option
     }
     from provence.policy import Policy
 
-    Policy.of(policy)  # a mistake is found before a model is loaded
-    texts = _read(names)
-    engine: Any = {"device": device, "backend": backend, "calibration": calibration}
-    waiting = Console(stderr=True).status("reading the model and the texts")  # shown in a terminal only
-    with waiting, _opened(model, server=server, **engine) as pruner:
-        contexts = pruner.prune(question, texts, **reading, **policy)
+    with _in_words_of_a_command(names):
+        Policy.of(policy)  # a mistake is found before a model is loaded
+        texts = _read(names)
+        engine: Any = {"device": device, "backend": backend, "calibration": calibration}
+        waiting = Console(stderr=True).status("reading the model and the texts")  # shown in a terminal only
+        with waiting, _opened(model, server=server, **engine) as pruner:
+            contexts = pruner.prune(question, texts, **reading, **policy)
 
     shown = [_shown(names[context.index], texts[context.index], context) for context in contexts]
     if html is not None:
@@ -166,6 +184,41 @@ def prune(  # noqa: PLR0913 - each is an option
         _print_json({"question": question, "model": model, "results": [_told(found) for found in shown]})
     else:
         _print(shown)
+
+
+def _refuse_together(kind: str | None, *, server: str | None, device: str, backend: str) -> None:
+    """Raise `ConfigError` for a kind that is none, and for options that say where a model runs beside a server."""
+    from provence.units.unit import TEXT_KINDS
+
+    if kind is not None and kind not in TEXT_KINDS:
+        raise ConfigError(f"--kind must be one of {', '.join(TEXT_KINDS)}. Got {kind!r}")
+    for option, given in (("--backend", backend != "torch"), ("--device", device != "auto")):
+        if given and server is not None:
+            raise ConfigError(f"{option} and --server exclude each other: the server says how its model runs")
+
+
+@contextmanager
+def _in_words_of_a_command(names: Sequence[str]) -> Iterator[None]:
+    """Errors of pruning with options as they are typed, and a file where the API has the place of an item."""
+    try:
+        yield
+    except ItemError as error:
+        said, file = _typed(str(error)), _called(names[error.index])
+        said = said.replace(f"the question of item {error.index} ", "the question ")
+        named = re.sub(rf"\bitem {error.index}\b", lambda _: file, said)
+        raise ItemError(named, index=error.index) from error
+    except ConfigError as error:
+        raise ConfigError(_typed(str(error))) from error
+
+
+def _typed(message: str) -> str:
+    """A message with `--target-recall` for `target_recall`, and so on."""
+    message = message.replace("calibration= (--calibration)", "--calibration")
+    return _OPTION.sub(lambda found: "--" + next(filter(None, found.groups())).replace("_", "-"), message)
+
+
+def _called(name: str) -> str:
+    return "standard input" if name == STDIN else name
 
 
 def _read(names: Sequence[str]) -> list[str]:
@@ -208,7 +261,7 @@ def _opened(model: str, *, server: str | None, **engine: Any) -> Iterator[Pruner
 def _shown(name: str, text: str, context: PrunedContext) -> Shown:
     from provence.render import Shown
 
-    return Shown("standard input" if name == STDIN else name, text, context)
+    return Shown(_called(name), text, context)
 
 
 def _told(shown: Shown) -> dict[str, Any]:

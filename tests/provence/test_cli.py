@@ -174,7 +174,22 @@ def test_a_model_in_process_gives_the_same_as_one_at_a_server(
     assert unknown.status == 1
     assert "not served here" in unknown.err
     for option in (["--device", "cpu"], ["--backend", "onnx"]):
-        assert "are the worker's own matter" in run("prune", "-q", QUESTION, *model, *option, *files).err
+        assert (
+            f"{option[0]} and --server exclude each other" in run("prune", "-q", QUESTION, *model, *option, *files).err
+        )
+
+
+def test_an_error_of_a_text_names_its_file_and_what_to_type(
+    run: Callable[..., Done], model: list[str], files: list[Path]
+) -> None:
+    long = "Why does the river rise in spring? " * 200
+    done = run("prune", "-q", long, *model, files[0])
+    assert done.status == 1
+    assert done.err.startswith("error: the question has ")
+    assert "pass --cut-question to use its first" in done.err
+    assert run("prune", "-q", long, *model, "--cut-question", files[0]).status == 0
+    half = run("prune", "-q", QUESTION, *model, "--title", "a", "--title", "\ud800", *files[:2])
+    assert half.err.startswith(f"error: {files[1]}: 'title' must be")
 
 
 def test_a_calibration_makes_a_recall_possible(
@@ -187,7 +202,9 @@ def test_a_calibration_makes_a_recall_possible(
     told = run(*options, "--calibration", path, *files).json
     assert {part["reason"] for found in told["results"] for part in found["sentences"]} <= {"recall", ""}
     assert any(found["pruned_text"] for found in told["results"])
-    assert "target_recall needs a calibration" in run(*options, *files).err
+    missing = run(*options, *files).err
+    assert "--target-recall needs a calibration" in missing
+    assert "pass it as --calibration" in missing
 
 
 @pytest.mark.parametrize(
@@ -200,8 +217,14 @@ def test_a_calibration_makes_a_recall_possible(
         (["-q", "a", "picture.txt"], "picture.txt is not UTF-8 text: byte 2 is wrong"),
         (["-q", "a", "-", "-"], "standard input can be read once; - is given several times"),
         (["-q", "a", "--title", "b", "--title", "c", "one.txt"], "--title is given once for each file. Got 2 for 1"),
-        (["-q", "a", "--threshold", "0.5", "--budget-tokens", "5", "one.txt"], "budget_tokens"),
-        (["-q", "a", "--threshold", "7", "one.txt"], "threshold"),
+        (
+            ["-q", "a", "--threshold", "0.5", "--budget-tokens", "5", "one.txt"],
+            "--threshold and --budget-tokens",
+        ),
+        (["-q", "a", "--threshold", "7", "one.txt"], "the --threshold option of pruning must lie between 0 and 1"),
+        (["-q", "a", "--top-n", "0", "one.txt"], "the --top-n option of pruning must be a whole number of at least 1"),
+        (["-q", "a", "--kind", "html", "one.txt"], "--kind must be one of auto, prose, markdown, code, json, log. Got"),
+        (["-q", "a", "--calibration", "none.json", "one.txt"], "--calibration is for --target-recall, which is not"),
         (["-q", "a", "--backend", "jax", "one.txt"], "backend must be one of torch, onnx. Got 'jax'"),
         (["-q", "a", "--model", "/no/such/folder", "one.txt"], "/no/such/folder"),
         (["-q", "a", "--server", "nowhere", "one.txt"], "the URL of a server looks like http://127.0.0.1:8000"),

@@ -28,5 +28,5 @@ def test_an_export_carries_the_licence_and_the_card_of_its_model(pruner_folder: 
 
 def test_an_export_to_a_file_is_refused(pruner_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot write .*file: File exists"):
+    with pytest.raises(OutputError, match=r"cannot write .*file: File exists"):
         export_onnx(pruner_folder, tmp_path / "file")

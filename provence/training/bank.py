@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datapipe.errors import SourceError
+from provence.training.settle import sample_of
 from provence.training.sources import shown_title
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class BankBuilder:
         guard: Keeps protected questions and documents out.
         refused: Questions that it kept out, by source.
         taken: Questions for training and held out, by source.
+        held: A sample of those held out, source by source.
     """
 
     tokenizer: Tokenizer
@@ -112,6 +114,7 @@ class BankBuilder:
     guard: Guard
     refused: dict[str, int] = field(default_factory=dict)
     taken: dict[str, tuple[int, int]] = field(default_factory=dict)
+    held: list[Example] = field(default_factory=list)
     _texts: dict[str, int] = field(default_factory=dict)
     _documents: dict[tuple[str, tuple[int, ...]], int] = field(default_factory=dict)
     _examples: list[Example] = field(default_factory=list)
@@ -123,6 +126,7 @@ class BankBuilder:
         """Add the questions of a source; `held` and every so-manieth document of `trained` are for validation only."""
         self._sources.append(source.name)
         counts, refused = [0, 0], 0
+        kept: list[Example] = []
         for chosen, examples in ((False, trained), (True, held)):
             for example in examples:
                 if not self.guard.admits(example):
@@ -131,6 +135,8 @@ class BankBuilder:
                 keep_out = chosen or _is_held(example, source.validation_every)
                 self._question(example, held=keep_out)
                 counts[keep_out] += 1
+                kept += [example] * keep_out
+        self.held += sample_of(kept)
         self.refused[source.name] = refused
         self.taken[source.name] = (counts[0], counts[1])
 

@@ -1,6 +1,6 @@
 """A whole run: teacher, its labels, student, and the folder that is shipped.
 
-    TrainingConfig, data folder -> build_bank -> train_teacher -> train_student -> write_student -> OUT/model
+    TrainingConfig, data folder -> build_bank -> train_teacher -> train_student -> settle (write_student) -> OUT/model
 
 Everything is decided on questions held out of the training splits; test splits are read by `provence evaluate` alone.
 A run broken off goes on from its last checkpoint in OUT.
@@ -22,6 +22,7 @@ from provence.training.distil import RoundedDelta, pair_windows, teach
 from provence.training.epochs import EpochDrawer
 from provence.training.network import HEADS, PrunerNetwork, open_network
 from provence.training.scorer import held_figures
+from provence.training.settle import settle
 from provence.training.sources import Guard, read_source
 from provence.training.store import Store
 from provence.training.templates import open_tokenizer, template_of
@@ -100,7 +101,7 @@ def run_training(
     teacher_base: str | None = None,
     tell: Callable[[str], None] = print,
 ) -> dict[str, dict[str, float]]:
-    """Train what the config describes and write `host.out / "model"` with its card.
+    """Train what the config describes and write `host.out / "model"` with its threshold, calibration and card.
 
     Args:
         config: The run.
@@ -128,8 +129,14 @@ def run_training(
         tell(f"teacher: {found['teacher']}")
         found["student"] = train_student(student, teacher, bank, config, host)
     tell(f"student: {found['student']}")
-    write_student(student.network, config, host.out / "model")
-    write_card(host.out / "model", config, builder.taken, found)
+    folder = host.out / "model"
+
+    def write(threshold: float) -> None:
+        write_student(student.network, config, folder, threshold=threshold)
+
+    threshold = settle(folder, config.name, builder.held, write, device=str(device))
+    tell(f"threshold: {threshold:.4g}, from {len(builder.held)} held-out questions")
+    write_card(folder, config, builder.taken, found)
     return found
 
 

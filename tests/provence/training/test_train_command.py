@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from datapipe.errors import ConfigError
 from provence import Pruner
+from provence.calibration import Calibration
 from provence.cli import app
 from provence.training.config import TrainingConfig, load_config
 from tests.provence.training.tiny import DATA, SQUAD
@@ -55,8 +58,29 @@ def test_a_config_and_a_folder_of_sets_become_a_pruner_with_a_card(tmp_path: Pat
     card = (tmp_path / "out" / "model" / "README.md").read_text()
     assert f"| {SQUAD} | train | 9,248 | 0 | CC BY-SA 4.0 |" in card
     assert "a 4-bit difference to `embedded:all-MiniLM-L6-v2`" in card
+    assert not (tmp_path / "out" / "model" / "calibration.json").exists(), "nothing was held out"
     pruner = Pruner.load(str(tmp_path / "out" / "model"), device="cpu")
     assert len(pruner.prune("Who?", ["One sentence. Another one."], threshold=0.0)[0].sentences) == 2
+
+
+def test_the_threshold_and_a_calibration_come_from_the_held_out_questions(tmp_path: Path) -> None:
+    few = [row for row in pq.read_table(DATA / f"{SQUAD}.parquet").to_pylist() if row["answerable"]]
+    few = [row for title in {row["title"]: 0 for row in few} for row in [r for r in few if r["title"] == title][:4]]
+    pq.write_table(
+        pa.Table.from_pylist(few, schema=pq.read_schema(DATA / f"{SQUAD}.parquet")), tmp_path / "few.parquet"
+    )
+    content = CONFIG.replace(SQUAD, "few").replace("validation_every = 1000", "validation_every = 2")
+    arguments = ["train", str(written(tmp_path, content)), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*arguments, "--device", "cpu", "--checkpoint-every", "0"])
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "out" / "model"
+    made = Calibration.load(folder / "calibration.json")
+    assert made.questions >= 20
+    assert json.loads((folder / "config.json").read_text())["threshold"] == made.threshold_for(0.9) != 0.5
+    pruner = Pruner.load(str(folder), device="cpu")
+    made.check(pruner.digest)
+    text = ["One sentence. Another one."]
+    assert pruner.prune("Who?", text, target_recall=0.9)[0].kept_spans == pruner.prune("Who?", text)[0].kept_spans
 
 
 @pytest.mark.parametrize(

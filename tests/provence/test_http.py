@@ -159,7 +159,12 @@ async def test_a_calibration_is_read_once_while_its_file_stays_the_same(
     made.save(folder / "calibration.json")
     read = []
     real = Calibration.load
-    monkeypatch.setattr(Calibration, "load", lambda path: read.append(path) or real(path))
+
+    def load(path: str) -> Calibration:
+        read.append(path)
+        return real(path)
+
+    monkeypatch.setattr(Calibration, "load", load)
     spec = ModelSpec("calibrated", str(folder), task="prune", dtype="float32")
     with LocalWorker([spec], device="cpu") as worker:
         app = app_over(worker, spec)

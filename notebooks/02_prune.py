@@ -21,7 +21,9 @@ import polars as pl
 
 from provence import Pruner
 
-root = next(folder for folder in [Path.cwd(), *Path.cwd().parents] if (folder / "data" / "squad20_dev.parquet").exists())
+root = next(
+    folder for folder in [Path.cwd(), *Path.cwd().parents] if (folder / "data" / "squad20_dev.parquet").exists()
+)
 rows = pl.read_parquet(root / "data" / "squad20_dev.parquet").filter(pl.col("split") == "test", pl.col("answerable"))
 question = rows["question"][0]
 passages = rows.unique("context", maintain_order=True).head(8)

@@ -68,7 +68,7 @@ def read_native(folder: ModelFolder) -> PlainPruner:
     heads = {name: _float(tensor) for name, tensor in tensors.items() if name.startswith(_HEADS)}
     prefix = "encoder." if config.base is None else "delta."
     stray = {name: tensor for name, tensor in tensors.items() if not name.startswith((prefix, *_HEADS))}
-    _refuse_difference(folder, {}, stray)
+    refuse_difference(folder, {}, stray)
     stored = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     if config.base is None:
         settings: Mapping[str, Any] = dict(config.encoder or {})
@@ -84,22 +84,18 @@ def read_native(folder: ModelFolder) -> PlainPruner:
     shape = BertShape.of(FolderView.of(folder, settings=settings, tensors={}))
     if shape is None:
         raise ModelError(f"model {folder.name}: an encoder of type {settings.get('model_type')!r} needs torch to run")
-    found = {name.removeprefix(shape.prefix): tensor for name, tensor in given.items()}
-    found = {name: tensor for name, tensor in found.items() if not name.startswith(UNUSED_TENSORS)}
-    _refuse_difference(folder, shape.tensors(), found)
+    named = {name.removeprefix(shape.prefix): tensor for name, tensor in given.items()}
+    found: dict[str, Any] = {name: tensor for name, tensor in named.items() if not name.startswith(UNUSED_TENSORS)}
+    refuse_difference(folder, shape.tensors(), found)
     return PlainPruner(config, shape, found, _one_row(folder, heads, dim=shape.dim))
 
 
-def _refuse_difference(folder: ModelFolder, expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Any]) -> None:
-    refuse_difference(folder, expected, given)
-
-
-def _one_row(folder: ModelFolder, heads: dict[str, Float32], *, dim: int) -> dict[str, Float32]:
+def _one_row(folder: ModelFolder, heads: dict[str, Any], *, dim: int) -> dict[str, Float32]:
     """The heads, a keep head of two rows as the one whose sigmoid is the same."""
     rows = len(heads["keep.weight"]) if "keep.weight" in heads else 1
     rows = rows if rows in {1, 2} else 1
     expected = {"keep.weight": (rows, dim), "keep.bias": (rows,), "score.weight": (1, dim), "score.bias": (1,)}
-    _refuse_difference(folder, expected, heads)
+    refuse_difference(folder, expected, heads)
     if rows == 1:
         return heads
     return heads | {name: heads[name][1:] - heads[name][:1] for name in ("keep.weight", "keep.bias")}

@@ -1,6 +1,6 @@
 """A worker that prunes on the CPU without torch: the same contract as every other, for the tasks of a pruner.
 
-    run, arun -> Call -> Course.steps (prepare, batches on lanes) -> results, in the order of the items
+    run, arun -> Call -> Passes.steps (prepare, batches on threads) -> results, in the order of the items
 
 While one chunk of items is computed the next is prepared. Every batch belongs to one call. Results depend on the items
 alone: not on the batch, on the number of threads, or on other traffic. Raises what `Worker.run` states.
@@ -26,11 +26,11 @@ from datapipe.errors import (
 from datapipe.workers.device import physical_cores
 from datapipe.workers.folder import resolve
 from datapipe.workers.protocol import Health, Priority
-from provence.onnx.course import TASKS, Call, Course
 from provence.onnx.engine import OnnxModel
 from provence.onnx.export import spec_of_pruner
-from provence.onnx.lanes import Lanes
 from provence.onnx.layout import open_exported
+from provence.onnx.passes import TASKS, Call, Passes
+from provence.onnx.threads import Threads
 from provence.prepare import Preparer
 from provence.tokens import UnitTokenizer
 
@@ -106,9 +106,11 @@ class OnnxWorker:
         longest = min(asked, exported.positions)
         preparer = Preparer(tokenizer, exported.conduct, max_length=longest)
         self._loaded = LoadedOnnx(name or _written(model, spec), exported.digest, longest)
-        self._lanes = Lanes(threads or physical_cores(), name="provence-onnx")
+        self._threads = Threads(threads or physical_cores(), name="provence-onnx")
         self._preparers = ThreadPoolExecutor(2, thread_name_prefix="provence-onnx-prepare")
-        self._course = Course(self._model, name=spec.name, preparer=preparer, pool=self._preparers, lanes=self._lanes)
+        self._passes = Passes(
+            self._model, name=spec.name, preparer=preparer, pool=self._preparers, threads=self._threads
+        )
         self._lock = threading.Lock()
         self._queue_items, self._online, self._closed = queue_items, 0, False
 
@@ -141,7 +143,7 @@ class OnnxWorker:
     ) -> list[Result]:
         """Return one result an item, in the order of the items; see `Worker.run`. Tasks: `prune`, `prune_rerank`."""
         call = self._begin(model, task, len(items), priority, deadline)
-        steps = self._course.steps(call, task, items)
+        steps = self._passes.steps(call, task, items)
         try:
             future = next(steps)
             while True:
@@ -163,7 +165,7 @@ class OnnxWorker:
     ) -> list[Result]:
         """The same as `run`, without blocking the event loop; cancelling it drops the batches that have not begun."""
         call = self._begin(model, task, len(items), priority, deadline)
-        steps = self._course.steps(call, task, items)
+        steps = self._passes.steps(call, task, items)
         try:
             future = next(steps)
             while True:
@@ -177,7 +179,7 @@ class OnnxWorker:
     def health(self) -> Health:
         """Whether the worker can answer."""
         return Health(
-            "closed" if self._closed else "ok", "the worker is closed" if self._closed else "", len(self._lanes)
+            "closed" if self._closed else "ok", "the worker is closed" if self._closed else "", len(self._threads)
         )
 
     def close(self) -> None:
@@ -185,7 +187,7 @@ class OnnxWorker:
         with self._lock:
             self._closed = True
         self._preparers.shutdown(cancel_futures=True)
-        self._lanes.close()
+        self._threads.close()
 
     def _check(self, model: str, task: str) -> None:
         if task not in TASKS:
@@ -227,13 +229,16 @@ def _waited(call: Call, future: Future[Any]) -> Any:
 async def _awaited(call: Call, future: Future[Any]) -> Any:
     """The same without blocking the event loop."""
     waiting = asyncio.wrap_future(future)
-    done, _ = await asyncio.wait([waiting], timeout=call.left())
-    if not done:
-        waiting.cancel()
-        raise DeadlineError(_LATE)
-    if waiting.cancelled():
-        raise WorkerStoppedError(_CLOSED)
-    return waiting.result()
+    try:
+        done, _ = await asyncio.wait([waiting], timeout=call.left())
+        if not done:
+            raise DeadlineError(_LATE)
+        if waiting.cancelled():
+            raise WorkerStoppedError(_CLOSED)
+        return waiting.result()
+    finally:
+        if not waiting.cancel() and not waiting.cancelled():
+            waiting.exception()  # seen, so that asyncio reports none where the caller was cancelled meanwhile
 
 
 def _written(model: str | Path | ModelSpec, spec: ModelSpec) -> str:

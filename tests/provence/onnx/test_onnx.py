@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import pickle
 import shutil
@@ -251,7 +252,7 @@ def test_nothing_in_gives_nothing_and_an_empty_text_no_units(worker: OnnxWorker)
 
 
 def test_many_items_are_done_in_order(pruner_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("provence.onnx.course.CHUNK_ITEMS", 7)
+    monkeypatch.setattr("provence.onnx.passes.CHUNK_ITEMS", 7)
     texts = [" ".join(["word"] * (1 + place % 5)) + "." for place in range(60)]
     with OnnxWorker(pruner_folder, name="m") as worker:
         found = worker.run("prune", [PruneItem("Who?", text) for text in texts], model="m")
@@ -261,7 +262,7 @@ def test_many_items_are_done_in_order(pruner_folder: Path, monkeypatch: pytest.M
 def test_an_unusable_item_is_named_by_its_place_in_the_call(
     worker: OnnxWorker, items: list[PruneItem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("provence.onnx.course.CHUNK_ITEMS", 10)
+    monkeypatch.setattr("provence.onnx.passes.CHUNK_ITEMS", 10)
     with pytest.raises(ItemError) as caught:
         worker.run("prune", [*items[:15], PruneItem("long " * 200, "x")], model="random-pruner")
     assert caught.value.index == 15
@@ -334,6 +335,69 @@ async def test_a_cancelled_call_leaves_the_queue(single: OnnxWorker, monkeypatch
     held.free.set()
     assert len(await first) == 1
     assert len(await single.arun("prune", ONE, model="m", priority=Priority.ONLINE)) == 1
+
+
+class Slow:
+    """Stands in the way of preparing each slice of items until it is let go; counts the items."""
+
+    def __init__(self, worker: OnnxWorker, monkeypatch: pytest.MonkeyPatch, *, fault: Exception | None = None) -> None:
+        self.begun, self.free = threading.Event(), threading.Event()
+        self.prepared = 0
+        preparer = worker._passes._preparer
+        real = preparer.prepare_many
+
+        def prepare_many(items: Any, *, first: int = 0) -> Any:
+            self.begun.set()
+            assert self.free.wait(10)
+            self.prepared += len(items)
+            if fault is not None:
+                raise fault
+            return real(items, first=first)
+
+        monkeypatch.setattr(preparer, "prepare_many", prepare_many)
+
+
+def wait_for_preparers(worker: OnnxWorker) -> None:
+    for future in [worker._preparers.submit(int) for _ in range(4)]:
+        future.result(10)
+
+
+async def test_what_was_given_up_is_not_prepared_to_its_end(
+    single: OnnxWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(single, monkeypatch)
+    with pytest.raises(DeadlineError):
+        single.run("prune", ONE * 200, model="m", deadline=0.05)
+    calls = [asyncio.create_task(single.arun("prune", ONE * 200, model="m")) for _ in range(3)]
+    await asyncio.sleep(0.02)
+    for call in calls:
+        call.cancel()
+    assert all(
+        isinstance(each, asyncio.CancelledError) for each in await asyncio.gather(*calls, return_exceptions=True)
+    )
+    slow.free.set()
+    await asyncio.to_thread(wait_for_preparers, single)
+    assert slow.prepared <= 2 * 32
+
+
+async def test_a_fault_in_a_call_given_up_is_not_reported_to_the_event_loop(
+    single: OnnxWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    slow = Slow(single, monkeypatch, fault=WorkerError("broken"))
+    call = asyncio.create_task(single.arun("prune", ONE, model="m"))
+    await asyncio.to_thread(slow.begun.wait, 10)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    slow.free.set()
+    await asyncio.to_thread(wait_for_preparers, single)
+    del call
+    for _ in range(3):
+        await asyncio.sleep(0)
+        gc.collect()
+    assert reported == []
 
 
 def test_online_work_goes_before_bulk_work(single: OnnxWorker, monkeypatch: pytest.MonkeyPatch) -> None:

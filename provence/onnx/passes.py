@@ -1,6 +1,6 @@
-"""The steps of a call: what is prepared, which batches are computed, and how their numbers become results.
+"""The passes of a call: what is prepared, which batches are computed, and how their numbers become results.
 
-    items -> chunks -> prepare (a thread) -> windows, by length -> batches -> lanes (onnxruntime) -> results, in order
+    items -> chunks -> prepare (a thread) -> windows, by length -> batches -> threads (onnxruntime) -> results, in order
 
 The steps are a generator that yields what must be waited for, so that a blocking call and an asynchronous one are
 driven alike. Raises `ItemError`, `DeadlineError`, `WorkerError` and `WorkerStoppedError`.
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
     from datapipe.workers.protocol import Item, Priority, Result
     from provence.onnx.engine import OnnxModel, WindowSums
-    from provence.onnx.lanes import Lanes
+    from provence.onnx.threads import Threads
     from provence.prepare import PreparedText, Preparer
     from provence.windows import Window
 
-__all__ = ["TASKS", "Call", "Course"]
+__all__ = ["TASKS", "Call", "Passes"]
 
 TASKS: Final = ("prune", "prune_rerank")
 
@@ -46,6 +46,9 @@ CHUNK_ITEMS: Final = 512
 _AHEAD: Final = 2
 """Chunks prepared or computed at a time."""
 
+_SLICE: Final = 32
+"""Items prepared between two looks at whether the call still goes on."""
+
 
 @dataclass
 class Call:
@@ -55,26 +58,31 @@ class Call:
         priority: Whose batches go first.
         items: How many it has.
         until: Deadline by the monotonic clock; None for none.
-        futures: Batches that may still wait.
+        futures: What was begun for it and not yet collected: items to prepare, batches to compute.
+        dropped: Whether nobody waits for it any more.
     """
 
     priority: Priority
     items: int
     until: float | None
-    futures: list[Future[Any]] = field(default_factory=list)
+    futures: set[Future[Any]] = field(default_factory=set)
+    dropped: bool = False
 
     def left(self) -> float | None:
         """Seconds until the deadline."""
         return None if self.until is None else self.until - time.monotonic()
 
     def refuse_late(self) -> None:
-        """Raise `DeadlineError` once the deadline is over."""
+        """Raise `DeadlineError` once the deadline is over, and `WorkerError` once the call was dropped."""
+        if self.dropped:
+            raise WorkerError("the call was given up before it was done")
         left = self.left()
         if left is not None and left <= 0:
             raise DeadlineError("the deadline passed before the call was done")
 
     def drop(self) -> None:
-        """Take batches that have not begun off the queue."""
+        """Take off the queue what has not begun, and end what prepares at its next slice."""
+        self.dropped = True
         for future in self.futures:
             future.cancel()
 
@@ -87,7 +95,7 @@ class _Chunk:
     batches: list[tuple[list[int], Future[list[WindowSums]]]]
 
 
-class Course:
+class Passes:
     """What the calls of a worker share.
 
     Args:
@@ -95,22 +103,24 @@ class Course:
         name: Its name, for messages.
         preparer: Readies items for it.
         pool: Threads that prepare.
-        lanes: Threads that compute.
+        threads: Those that compute.
     """
 
     def __init__(
-        self, model: OnnxModel, *, name: str, preparer: Preparer, pool: ThreadPoolExecutor, lanes: Lanes
+        self, model: OnnxModel, *, name: str, preparer: Preparer, pool: ThreadPoolExecutor, threads: Threads
     ) -> None:
         self._model, self._name, self._preparer = model, name, preparer
-        self._pool, self._lanes = pool, lanes
+        self._pool, self._threads = pool, threads
 
     def steps(self, call: Call, task: str, items: Sequence[Item]) -> Generator[Future[Any], Any, list[Result]]:
-        """The steps of a call: yields what must be waited for, is sent what came of it, returns the results."""
+        """The passes of a call: yields what must be waited for, is sent what came of it, returns the results."""
         results: list[Result] = []
         flying: deque[_Chunk] = deque()
         for first in range(0, len(items), CHUNK_ITEMS):
             part = items[first : first + CHUNK_ITEMS]
-            prepared = yield self._prepare(call, task, part, first)
+            readied = self._prepare(call, task, part, first)
+            prepared = yield readied
+            call.futures.discard(readied)
             flying.append(self._submit(call, prepared))
             if len(flying) == _AHEAD:
                 results += yield from self._finish(call, task, flying.popleft())
@@ -123,9 +133,18 @@ class Course:
         if task == "prune_rerank":
             items = _as_prune_items(items, first)
         try:
-            return self._pool.submit(partial(self._preparer.prepare_many, items, first=first))
+            future = self._pool.submit(self._ready, call, items, first)
         except RuntimeError as error:
             raise WorkerStoppedError("the worker was closed before the call was done") from error
+        call.futures.add(future)
+        return future
+
+    def _ready(self, call: Call, items: Sequence[Item], first: int) -> list[PreparedText]:
+        found: list[PreparedText] = []
+        for begin in range(0, len(items), _SLICE):
+            call.refuse_late()
+            found += self._preparer.prepare_many(items[begin : begin + _SLICE], first=first + begin)
+        return found
 
     def _submit(self, call: Call, prepared: list[PreparedText]) -> _Chunk:
         windows = [(window, text.share_at) for text in prepared for window in text.windows]
@@ -133,8 +152,8 @@ class Course:
         batches = []
         for places in pack(lengths, token_budget=BATCH_TOKENS, max_items=len(windows) or 1, padded=True):
             job = partial(self._compute, call, [windows[place] for place in places])
-            future = self._lanes.submit(call.priority, job)
-            call.futures.append(future)
+            future = self._threads.submit(call.priority, job)
+            call.futures.add(future)
             batches.append((list(places), future))
         return _Chunk(prepared, batches)
 
@@ -153,7 +172,7 @@ class Course:
         found: dict[int, WindowSums] = {}
         for places, future in chunk.batches:
             found.update(zip(places, (yield future), strict=True))
-        del call.futures[: len(chunk.batches)]
+            call.futures.discard(future)
         results: list[Result] = []
         window = 0
         for text in chunk.prepared:

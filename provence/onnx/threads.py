@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from datapipe.workers.protocol import Priority
 
-__all__ = ["Lanes"]
+__all__ = ["Threads"]
 
 _T = TypeVar("_T")
 
 
-class Lanes:
+class Threads:
     """Threads, begun with the first job.
 
     Args:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from provence.prepare import PreparedText, Preparer, RawScores
     from provence.units.unit import TextKind, UnitKind
 
-__all__ = ["PruneItem", "PruneRerankTask", "PruneScores", "PruneTask"]
+__all__ = ["PruneItem", "PruneRerankTask", "PruneScores", "PruneTask", "prune_items"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,11 +253,7 @@ class PruneRerankTask:
         Raises:
             ItemError: An item is no RerankItem of texts; its index is counted from `first`.
         """
-        for index, item in enumerate(items, first):
-            if not isinstance(item, RerankItem):
-                raise ItemError(f"item {index} must be a RerankItem. Got {type(item).__name__}", index=index)
-        pairs = [PruneItem(item.query, item.document, cut_question=True) for item in items]
-        return self._base.prepare_many(pairs, first=first)
+        return self._base.prepare_many(prune_items(items, first=first), first=first)
 
     def forward(self, batch: Sequence[PreparedText]) -> Sequence[RawScores]:
         """The pass of the pruner. Raises `FloatingPointError`."""
@@ -266,6 +262,14 @@ class PruneRerankTask:
     def finish(self, raw: RawScores, prepared: PreparedText) -> RerankScore:
         """The score of the best window."""
         return RerankScore(raw.score, prepared.tokens, prepared.truncated)
+
+
+def prune_items(pairs: Sequence[Item], *, first: int = 0) -> list[PruneItem]:
+    """Pairs to rerank as items to prune. Raises `ItemError` for one that is no RerankItem, counted from `first`."""
+    for index, item in enumerate(pairs, first):
+        if not isinstance(item, RerankItem):
+            raise ItemError(f"item {index} must be a RerankItem. Got {type(item).__name__}", index=index)
+    return [PruneItem(item.query, item.document, cut_question=True) for item in pairs]
 
 
 for _task in (PruneTask, PruneRerankTask):

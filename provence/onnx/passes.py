@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from datapipe.errors import DatapipeError, DeadlineError, ItemError, WorkerError, WorkerStoppedError
+from datapipe.errors import DatapipeError, DeadlineError, WorkerError, WorkerStoppedError
 from datapipe.workers.pack import pack
-from datapipe.workers.tasks.rerank import RerankItem, RerankScore
+from datapipe.workers.tasks.rerank import RerankScore
 from provence.onnx.engine import window_sums
 from provence.prepare import RawScores, unit_scores
-from provence.task import PruneItem
+from provence.task import prune_items
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -131,7 +131,7 @@ class Passes:
     def _prepare(self, call: Call, task: str, items: Sequence[Item], first: int) -> Future[list[PreparedText]]:
         call.refuse_late()
         if task == "prune_rerank":
-            items = _as_prune_items(items, first)
+            items = prune_items(items, first=first)
         try:
             future = self._pool.submit(self._ready, call, items, first)
         except RuntimeError as error:
@@ -195,10 +195,3 @@ class Passes:
             best = max(best, part.score)
         shares = (above / tokens).astype(np.float32) if self._model.conduct.rule == "share" else None
         return RawScores(np.clip(sums / tokens, 0, 1).astype(np.float32), shares, best)
-
-
-def _as_prune_items(items: Sequence[Item], first: int) -> list[PruneItem]:
-    for index, item in enumerate(items, first):
-        if not isinstance(item, RerankItem):
-            raise ItemError(f"item {index} must be a RerankItem. Got {type(item).__name__}", index=index)
-    return [PruneItem(item.query, item.document, cut_question=True) for item in items]

@@ -419,7 +419,7 @@ def default_folder() -> Path:
 
 def cpu(rounds: int) -> None:
     """The embedded default."""
-    numbers = {"loop float32": 320, "loop bfloat16": 320, "ours float32": 640, "ours bfloat16": 640}
+    numbers = {"loop float32": 160, "loop bfloat16": 160, "ours float32": 480, "ours bfloat16": 480}
     shape = Shape("provence-default", "native", 6, 384)
     rates("default", shape, default_folder(), device="cpu", numbers=numbers, rounds=rounds)
 

@@ -37,6 +37,8 @@ _REACHES = {4: (7.0, 7.5, 8.0, 8.5, 9.0, 10.0), 8: (127.0, 132.0)}
 
 _SMALLEST_GROUP = 16
 _FLOAT16_MAX = 65_504.0
+_FLOAT16_NORMAL = 2.0**-14
+_FLOAT16_LEAST = 2.0**-24
 _SHIFT = 8
 
 
@@ -147,7 +149,7 @@ def _packed(values: torch.Tensor, *, bits: Bits, size: int) -> tuple[torch.Tenso
     least = torch.full_like(largest, torch.inf)
     for reach in _REACHES[bits]:
         for sign in (1.0, -1.0):
-            steps = (largest * (sign / reach)).clamp(-_FLOAT16_MAX, _FLOAT16_MAX).half().float()
+            steps = _float16(largest * (sign / reach))
             codes = (groups / torch.where(steps == 0, 1.0, steps)).round().clamp(low, high)
             error = (codes * steps - groups).square().sum(2, keepdim=True)
             better = error < least
@@ -160,6 +162,15 @@ def _packed(values: torch.Tensor, *, bits: Bits, size: int) -> tuple[torch.Tenso
         halves = (codes + _SHIFT).to(torch.uint8)
         return (halves[:, ::2] | halves[:, 1::2] << 4).contiguous(), steps
     return codes.to(torch.int8), steps
+
+
+def _float16(steps: torch.Tensor) -> torch.Tensor:
+    """Steps as float16 has them; below its normal range the next larger, so that a group's values stay in reach."""
+    import torch
+
+    rounded = steps.clamp(-_FLOAT16_MAX, _FLOAT16_MAX).half().float()
+    larger = steps.sign() * (steps.abs() / _FLOAT16_LEAST).ceil() * _FLOAT16_LEAST
+    return torch.where(steps.abs() < _FLOAT16_NORMAL, larger, rounded)
 
 
 def _unpacked(name: str, packed: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:

@@ -43,6 +43,14 @@ def test_a_groups_error_is_within_its_bound(matrix: torch.Tensor, bits: Any, gro
     assert (errors <= bound * 1.001 + 3e-7).all()
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("size", [1e-9, 3e-8, 1e-6, 1.1e-5, 1e-4])
+def test_a_value_below_the_normal_range_of_steps_is_neither_lost_nor_clipped(bits: Any, size: float) -> None:
+    matrix = torch.full((2, 32), size)
+    found = unpack_tensors(pack_tensors({"w": matrix}, bits=bits, group=32))["w"]
+    assert (found - matrix).abs().max() <= size / LEVELS[bits] * 1.001 + 3e-7
+
+
 @given(matrix=matrices(), bits=sampled_from([4, 8]))
 def test_what_is_unpacked_packs_to_the_same_values(matrix: torch.Tensor, bits: Any) -> None:
     once = unpack_tensors(pack_tensors({"w": matrix}, bits=bits))["w"]

@@ -84,7 +84,7 @@ def test_the_window_asked_for_is_never_longer_than_the_positions(alone: tuple[Pa
         length(0)
 
 
-@pytest.mark.parametrize(("bits", "near"), [(4, 0.02), (8, 0.002)])
+@pytest.mark.parametrize(("bits", "near"), [(4, 0.02), pytest.param(8, 0.002, marks=pytest.mark.slow)])
 def test_packed_differences_are_added_to_the_embedded_base(tmp_path: Path, bits: Any, near: float) -> None:
     base = base_folder()
     tensors, generator = base.tensors(), torch.Generator().manual_seed(2)

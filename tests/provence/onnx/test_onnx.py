@@ -77,7 +77,7 @@ def probabilities(results: Sequence[Any]) -> Any:
 # The same model.
 
 
-@pytest.mark.parametrize("delta", [None, "int4", "int8"])
+@pytest.mark.parametrize("delta", [None, "int4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_tensors_are_read_bit_for_bit_as_torch_reads_them(tmp_path: Path, delta: Any) -> None:
     base = ModelFolder(BASE, embedded_folder(BASE))
     tensors, generator = base.tensors(), torch.Generator().manual_seed(0)

@@ -18,7 +18,24 @@ if TYPE_CHECKING:
 
 Strategy = Literal["auto", "hard", "easy", "random", "strata"]
 DedupMode = Literal["none", "exact"]
-MetricName = Literal["prototypes", "random"]
+MetricName = Literal[
+    "prototypes",
+    "random",
+    "prototypes_supervised",
+    "knn_density",
+    "typicality",
+    "coverage",
+    "pseudo_label_aum",
+    "el2n",
+    "grand",
+    "margin",
+    "entropy",
+    "forgetting",
+    "aum",
+    "dual",
+    "memorization",
+    "imported",
+]
 ExecutorName = Literal["local", "ray"]
 
 DEFAULT_KEEP = 0.3
@@ -59,7 +76,7 @@ class CurateConfig:
         keep: Fraction of the accepted rows to keep, 0 < keep <= 1; 0.3 where no budget is given.
         keep_rows: Rows to keep, at least 1. Excludes `keep` and `keep_tokens`.
         keep_tokens: Tokens to keep at most, counted by the run's tokenizer.
-        metric: How rows are scored: `prototypes` or `random`.
+        metric: How rows are scored, by a name of `datapipe.metrics.base.METRICS`.
         strategy: How scores become a choice. `auto` follows the published evidence; `hard` and `easy` are obeyed, with
             a warning where the evidence is against them; `strata` spreads the budget over the scores; `random` ignores
             them.

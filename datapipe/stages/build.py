@@ -1,6 +1,6 @@
 """Which stages a run has, from its options and its source.
 
-ingest -> [embed | tokens] -> [screen] -> [fit] -> score -> select -> export -> report
+ingest -> [embed | tokens] -> [screen] -> the metric's family (its last stage: score) -> select -> export -> report
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from datapipe.stages.embed import Embed
 from datapipe.stages.embedder import Embedder, arithmetic_bits
 from datapipe.stages.export import Export
 from datapipe.stages.ingest import Ingest
-from datapipe.stages.prototypes import FitConfig, FitPrototypes, ScorePrototypes
-from datapipe.stages.random import ScoreRandom
 from datapipe.stages.report import Report, ReportConfig
+from datapipe.stages.scoring import ScoreFamily, ScoreInputs, family_of
 from datapipe.stages.screen import EvaluationSet, Screen, ScreenConfig
 from datapipe.stages.select import Select, SelectConfig
 from datapipe.stages.tokens import CountTokens
@@ -48,6 +47,9 @@ class Wiring:
         self.config, self.source, self.settings = config, source, settings
         self.columns = resolve_columns(config, source.schema)
         self.metric = get_metric(config.metric)
+        if "labels" in self.metric.needs and self.columns.label is None:
+            raise ColumnError(f"the metric {self.metric.name} needs labels: name their column with label_column")
+        self.family: ScoreFamily = family_of(self.metric.name)
         self.digests: tuple[str, ...] = ()
 
     @cached_property
@@ -87,9 +89,8 @@ class Wiring:
             "embed": self.embeds,
             "tokens": self.tokens == "tokens",
             "screen": self.screens,
-            "fit": self.config.metric == "prototypes",
         }
-        order = ("ingest", "embed", "tokens", "screen", "fit", "score", "select", "export", "report")
+        order = ("ingest", "embed", "tokens", "screen", *self.family.stages, "select", "export", "report")
         return [name for name in order if optional.get(name, True)]
 
     @property
@@ -107,13 +108,12 @@ class Wiring:
             "embed": self._embed,
             "tokens": self._count_tokens,
             "screen": self._screen,
-            "fit": self._fit,
-            "score": self._score,
             "select": self._select,
             "export": lambda: Export(self.source, digests, self.metric.name),
             "report": self._report,
         }
-        return [makers[name]() for name in self.stage_names]
+        own = dict(zip(self.family.stages, self.family.make(self._score_inputs()), strict=True))
+        return [own[name] if name in own else makers[name]() for name in self.stage_names]
 
     def _ingest_spec(self) -> IngestSpec:
         from datapipe.storage.ingest import IngestSpec
@@ -144,26 +144,24 @@ class Wiring:
         device = str(resolve_devices(self.config.device or self.settings.device)[0])
         return device, arithmetic_bits(device)
 
-    def _fit(self) -> Stage:
-        device, bits = self._device()
-        settings = FitConfig(
-            prototypes=self.config.prototypes,
+    def _score_inputs(self) -> ScoreInputs:
+        device, bits = self._device() if self.metric.needs else ("cpu", {})
+        return ScoreInputs(
+            metric=self.metric.name,
+            vectors=self.vectors,
             labelled=self.columns.label is not None,
             screened=self.screens,
+            prototypes=self.config.prototypes,
             seed=self.config.seed,
+            device=device,
+            bits=bits,
         )
-        return FitPrototypes(settings=settings, vectors=str(self.vectors), device=device, bits=bits)
-
-    def _score(self) -> Stage:
-        if self.config.metric == "random":
-            return ScoreRandom(seed=self.config.seed)
-        device, bits = self._device()
-        return ScorePrototypes(vectors=str(self.vectors), device=device, bits=bits)
 
     def _select(self) -> Stage:
         return Select(
             SelectConfig(
                 metric=self.metric.name,
+                clusters=self.family.clusters,
                 strategy=self.config.strategy,
                 budget=budget_of(self.config),
                 labelled=self.columns.label is not None,

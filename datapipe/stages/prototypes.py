@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datapipe.pipeline import Context, SetStage, ShardStage, StageOutput
+from datapipe.stages.scoring import ScoreFamily
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from datapipe.metrics.assign import Assigner
-    from datapipe.pipeline import ShardFunction, Tick
+    from datapipe.pipeline import ShardFunction, Stage, Tick
+    from datapipe.stages.scoring import ScoreInputs
     from datapipe.storage.arrays import Float32, Ids
     from datapipe.storage.stage import StageDir
 
@@ -222,3 +224,17 @@ def _score(assigner: Assigner, vectors: pa.Table, tick: Tick) -> tuple[pa.Table,
     scores = pa.array(scores_of(cosines))
     columns = {"row_id": vectors["row_id"], "prototypes": scores, "cluster": pa.array(clusters)}
     return pa.table(columns), {}
+
+
+def _make(inputs: ScoreInputs) -> list[Stage]:
+    settings = FitConfig(
+        prototypes=inputs.prototypes, labelled=inputs.labelled, screened=inputs.screened, seed=inputs.seed
+    )
+    vectors, device, bits = str(inputs.vectors), inputs.device, inputs.bits
+    return [
+        FitPrototypes(settings=settings, vectors=vectors, device=device, bits=bits),
+        ScorePrototypes(vectors=vectors, device=device, bits=bits),
+    ]
+
+
+FAMILY = ScoreFamily(stages=("fit", "score"), clusters=True, make=_make)

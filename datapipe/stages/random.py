@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datapipe.pipeline import ShardStage, StageOutput
+from datapipe.stages.scoring import ScoreFamily
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import pyarrow as pa
 
-    from datapipe.pipeline import ShardFunction, Tick
+    from datapipe.pipeline import ShardFunction, Stage, Tick
+    from datapipe.stages.scoring import ScoreInputs
 
 
 @dataclass(frozen=True)
@@ -57,3 +59,10 @@ class ScoreRandom(ShardStage):
         tick(len(scores))
         clusters = np.zeros(len(scores), np.int32)
         return pa.table({"row_id": ids, "random": pa.array(scores), "cluster": pa.array(clusters)}), {}
+
+
+def _make(inputs: ScoreInputs) -> list[Stage]:
+    return [ScoreRandom(seed=inputs.seed)]
+
+
+FAMILY = ScoreFamily(stages=("score",), clusters=False, make=_make)

@@ -35,6 +35,7 @@ class SelectConfig:
 
     Attributes:
         metric: The score column.
+        clusters: Whether the scores come with clusters.
         strategy: As asked: `auto`, `hard`, `easy`, `random` or `strata`.
         budget: Fraction, rows or tokens.
         labelled: Whether rows have labels.
@@ -45,6 +46,7 @@ class SelectConfig:
     """
 
     metric: str
+    clusters: bool
     strategy: Strategy
     budget: Budget
     labelled: bool
@@ -174,7 +176,7 @@ class _Stream:
             fraction=min(1.0, self._fraction(pool)),
             rows=pool,
             classes=len(self.names("label")) if settings.labelled else None,
-            k=len(self.names("cluster")) if settings.metric == "prototypes" else None,
+            k=len(self.names("cluster")) if settings.clusters else None,
             metric=get_metric(settings.metric),
         )
         return balance(choice) if settings.balanced else choice

@@ -2,12 +2,15 @@
 
     bank      DATA -> BANK.npz, on any machine: token ids of the training questions and documents
     draw      BANK -> WORK/windows-*.npz: epochs drawn ahead, while the base's weights are still on their way
-    teacher   BANK, BASE -> WORK/teacher.pt, held-out figures
-    student   BANK, WORK/teacher.pt -> OUT/model, WORK/student.pt, held-out figures
-    measure   WORK/MODEL.pt, TESTS -> figures of the test splits, passages alone and joined
+    teacher   BANK, BASE -> WORK/NAME.pt, held-out figures
+    label     WORK/NAME.pt -> WORK/NAME.labels, of the windows that students learn from
+    student   BANK, WORK/TEACHER.labels of one or more -> OUT/NAME, WORK/NAME.pt, held-out figures
+    measure   WORK/MODEL.pt, TESTS -> figures of the test splits, passages alone and joined, of one model or several's mean
     record    OUT/measured_*.json -> benchmarks/results/provence_quality.json
 
-    python -m benchmarks.provence_training teacher --bank bank.npz --base all-mpnet-base-v2 --out out
+    python -m benchmarks.provence_training teacher --name teacher-a --bank bank.npz --base all-mpnet-base-v2 --out out
+
+Stages of different names may run at the same time, each with a GPU of its own.
 
 Needs only torch, transformers, tokenizers, numpy, pyarrow, scikit-learn and safetensors.
 """
@@ -21,6 +24,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from benchmarks.common import environment, record
@@ -36,12 +40,15 @@ from provence.training.pipeline import (
     drawer,
     figures,
     open_trainee,
+    predict_windows,
+    student_windows,
     train_on_labels,
     train_student,
     write_student,
 )
 from provence.training.scorer import NetworkScorer
 from provence.training.templates import open_tokenizer
+from provence.training.train import Predictions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +64,7 @@ JOINED = 440.0
 class Joined:
     """A scorer that sees passages of a question together, up to a limit."""
 
-    def __init__(self, scorer: NetworkScorer) -> None:
+    def __init__(self, scorer: NetworkScorer | Mean) -> None:
         self.name, self.threshold = f"{scorer.name} joint", scorer.threshold
         self._scorer = scorer
 
@@ -111,35 +118,72 @@ def draw(options: argparse.Namespace) -> None:
 def teacher(options: argparse.Namespace) -> None:
     run = Run(options)
     trainee, begun = run.teacher(run.student()), time.monotonic()
-    held = train_on_labels(trainee, run.bank, run.config, run.config.teacher, run.host, name="teacher")
-    torch.save(trainee.network.state_dict(), options.work / "teacher.pt")
-    run.report("teacher", {"held": held, "seconds": time.monotonic() - begun})
+    held = train_on_labels(trainee, run.bank, run.config, run.config.teacher, run.host, name=options.name)
+    torch.save(trainee.network.state_dict(), options.work / f"{options.name}.pt")
+    run.report(options.name, {"held": held, "seconds": time.monotonic() - begun, "loss": losses(options)})
+
+
+def label(options: argparse.Namespace) -> None:
+    run = Run(options)
+    master = recalled(run.teacher(run.student()), options.work / f"{options.name}.pt")
+    windows = student_windows(run.bank, run.config, run.host)
+    said = predict_windows(master, run.bank, windows)
+    torch.save((said.keep.cpu(), said.score.cpu()), options.work / f"{options.name}.labels")
+    print(options.name, len(windows), "windows", len(said.keep), "sentences", flush=True)
 
 
 def student(options: argparse.Namespace) -> None:
     run = Run(options)
-    learner = run.student()
-    master = recalled(run.teacher(learner), options.work / "teacher.pt")
-    begun = time.monotonic()
-    held = train_student(learner, master, run.bank, run.config, run.host)
-    write_student(learner.network, run.config, options.out / "model")
-    torch.save(learner.network.state_dict(), options.work / "student.pt")
-    run.report("student", {"held": held, "seconds": time.monotonic() - begun})
+    learner, begun = run.student(), time.monotonic()
+    windows = student_windows(run.bank, run.config, run.host)
+    paths = [options.work / f"{name}.labels" for name in options.models]
+    said = [Predictions(*torch.load(path, weights_only=True, map_location=DEVICE)) for path in paths]
+    held = train_student(learner, said, windows, run.bank, run.config, run.host, name=options.name)
+    write_student(learner.network, run.config, options.out / options.name)
+    torch.save(learner.network.state_dict(), options.work / f"{options.name}.pt")
+    seconds = time.monotonic() - begun
+    run.report(options.name, {"held": held, "seconds": seconds, "windows": len(windows), "loss": losses(options)})
+
+
+def losses(options: argparse.Namespace) -> list[float]:
+    """Mean loss of each eighth of the updates."""
+    lines = (options.out / f"{options.name}.jsonl").read_text(encoding="utf-8").splitlines()
+    found = np.array([json.loads(line)["keep_loss"] for line in lines if "keep_loss" in json.loads(line)])
+    return [round(float(part.mean()), 5) for part in np.array_split(found, 8) if len(part)]
+
+
+class Mean:
+    """A scorer that takes the mean of several."""
+
+    def __init__(self, name: str, scorers: Sequence[NetworkScorer]) -> None:
+        self.name, self.threshold, self._scorers = name, scorers[0].threshold, scorers
+
+    def score(self, passages: Sequence[Passage]) -> list[PassageScores]:
+        found = [scorer.score(passages) for scorer in self._scorers]
+        return [
+            PassageScores(np.mean([one.probabilities for one in each], axis=0), float(np.mean([o.score for o in each])))
+            for each in zip(*found, strict=True)
+        ]
 
 
 def measured(options: argparse.Namespace) -> None:
     run = Run(options)
     learner = run.student()
-    trainee = learner if options.model == "student" else run.teacher(learner)
-    recalled(trainee, options.work / f"{options.model}.pt")
     tokenizer, windows = open_tokenizer(learner.folder), run.config.windows
-    scorer = NetworkScorer(options.model, trainee.network, tokenizer, trainee.template, DEVICE, windows)
+    opened = [run.teacher(learner) if options.of == "teacher" else run.student() for _ in options.models]
+    scorers = [
+        NetworkScorer(
+            name, recalled(one, options.work / f"{name}.pt").network, tokenizer, one.template, DEVICE, windows
+        )
+        for name, one in zip(options.models, opened, strict=True)
+    ]
+    scorer = scorers[0] if len(scorers) == 1 else Mean(options.name, scorers)
     paths = sorted(options.tests.glob("*.parquet"))
     found = measure([scorer, Joined(scorer)], paths, samples=100, limit=options.limit)
     for line in found.rows:
         print(line["set"], line["method"], line["removed_at_90"], flush=True)
-    held = figures(trainee, run.bank, run.config, most=None)
-    run.report(f"measured_{options.model}", {"held": held, "test": list(found.rows)})
+    held = figures(opened[0], run.bank, run.config, most=None) if len(opened) == 1 else {}
+    run.report(f"measured_{scorer.name}", {"held": held, "test": list(found.rows)})
 
 
 def recorded(options: argparse.Namespace) -> None:
@@ -182,6 +226,7 @@ STAGES = {
     "bank": bank,
     "draw": draw,
     "teacher": teacher,
+    "label": label,
     "student": student,
     "measure": measured,
     "record": recorded,
@@ -199,7 +244,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of what is brought home")
     parser.add_argument("--tests", type=Path, help="folder of the sets that are measured")
     parser.add_argument("--processes", type=int, default=0, help="that draw windows")
-    parser.add_argument("--model", choices=("teacher", "student"), default="student", help="that is measured")
+    parser.add_argument("--name", default="student", help="of the model that is trained, or of the mean of several")
+    parser.add_argument("--of", choices=("teacher", "student"), default="student", help="what is measured")
+    parser.add_argument("--models", nargs="*", default=[], help="that are measured, or that teach")
     parser.add_argument("--epochs", type=int, default=6, help="that `draw` draws for each of both")
     parser.add_argument("--limit", type=int, help="questions of a test set, at most")
     parser.add_argument("--set", nargs="*", default=[], help="values to change, such as student.optimiser.steps=20")

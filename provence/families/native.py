@@ -24,6 +24,7 @@ from datapipe.workers.spec import EMBEDDED_PREFIX, ModelSpec
 from provence.families.base import Conduct, Rule
 from provence.families.delta import decode_delta, unpack_tensors
 from provence.families.heads import Affine, HeadedPruner, KeepHead, ScoreHead
+from provence.families.stacking import stacked_config, stacked_tensors
 from provence.families.view import FolderView, under
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class NativeConfig:
         base_digest: SHA-256 of the base's files (`ModelFolder.digest`); needed with a base.
         encoder: config.json of the encoder with its `model_type`; needed without a base, where it must not be given.
         delta: How differences are packed; None if there are none, then the encoder is the base.
+        layers: Layers of the base that the encoder's start from, one each; None for the base's own.
         max_length: Tokens of a window at most, special tokens included, at least 8.
         threshold: Default threshold, 0-1.
         rule: Default rule of decision.
@@ -69,12 +71,16 @@ class NativeConfig:
     base_digest: str | None = None
     encoder: Mapping[str, Any] | None = None
     delta: DeltaKind | None = None
+    layers: tuple[int, ...] | None = None
     max_length: int = 512
     threshold: float = 0.5
     rule: Rule = "mean"
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        layers: Any = self.layers
+        if isinstance(layers, list):  # as JSON has it
+            object.__setattr__(self, "layers", tuple(layers))
         problem = self._problem()
         if problem is not None:
             raise ConfigError(f"the config of a native pruner {problem}")
@@ -98,7 +104,7 @@ class NativeConfig:
 
     def as_json(self) -> dict[str, Any]:
         """The content of config.json."""
-        own = {name: getattr(self, name) for name in _FIELDS}
+        own = {name: getattr(self, name) for name in _FIELDS if name != "layers" or self.layers is not None}
         return {"model_type": MODEL_TYPE, "format": FORMAT, **own, **self.details}
 
     def _problem(self) -> str | None:
@@ -120,6 +126,11 @@ class NativeConfig:
             return "needs either a base or an encoder, and not both"
         if self.delta not in {None, *get_args(DeltaKind)} or (self.delta is not None and self.base is None):
             return f"has a delta of {self.delta!r}; it must be int4 or int8 and needs a base"
+        layers: Any = self.layers
+        if layers is not None and (
+            self.base is None or not isinstance(layers, tuple) or not layers or not all(map(_is_layer, layers))
+        ):
+            return f"has layers of {layers!r}; they must be numbers of layers of its base"
         if self.encoder is not None:
             typed = isinstance(self.encoder, dict) and isinstance(self.encoder.get("model_type"), str)
             return None if typed else "has an encoder that is no config with a model_type"
@@ -128,6 +139,10 @@ class NativeConfig:
         if _DIGEST.fullmatch(str(self.base_digest)) is None:
             return f"must state the base_digest of its base, 64 hex digits. Got {self.base_digest!r}"
         return None
+
+
+def _is_layer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 _FIELDS = tuple(each.name for each in fields(NativeConfig) if each.name != "details")
@@ -202,11 +217,14 @@ def _encoder_of(folder: ModelFolder, config: NativeConfig, tensors: dict[str, to
         refuse_difference(folder, {}, {f"{_DELTA}{name}": tensor for name, tensor in inside.items()})
     base = resolve(ModelSpec(name=folder.name, source=str(config.base)))
     base.check(config.base_digest)
+    start, settings = base.tensors(), base.config()
     try:
-        merged = decode_delta(base.tensors(), inside)
+        if config.layers is not None:
+            start, settings = stacked_tensors(start, config.layers), stacked_config(settings, config.layers)
+        merged = decode_delta(start, inside)
     except ModelError as error:
         raise ModelError(f"model {folder.name}: {folder.root}: {error}") from error
-    return FolderView.of(folder, settings=base.config(), tensors=merged)
+    return FolderView.of(folder, settings=settings, tensors=merged)
 
 
 def _check_heads(folder: ModelFolder, heads: Mapping[str, torch.Tensor], *, dim: int) -> None:

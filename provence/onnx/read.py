@@ -19,6 +19,7 @@ from datapipe.workers.folder import SCALE_SUFFIX, resolve
 from datapipe.workers.spec import ModelSpec
 from provence.families.delta import PACKED, STEPS
 from provence.families.native import MODEL_TYPE, NativeConfig
+from provence.families.stacking import stacked_config, stacked_tensors
 from provence.families.view import FolderView
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ def read_native(folder: ModelFolder) -> PlainPruner:
         base = resolve(ModelSpec(name=folder.name, source=config.base))
         base.check(config.base_digest)
         settings, given = base.config(), _dequantised(_tensors(base))
+        if config.layers is not None:
+            given, settings = stacked_tensors(given, config.layers), stacked_config(settings, config.layers)
         for name, difference in _unpacked(folder, stored).items():
             if name not in given or given[name].shape != difference.shape:
                 raise ModelError(f"model {folder.name}: the difference for tensor {name} does not fit its base")

@@ -139,10 +139,12 @@ class ModelConfig:
 
     Attributes:
         source: Folder, hub id, or `embedded:NAME`.
+        layers: Layers of the base that the network's start from, one each; empty for the base's own.
         optimiser: How.
     """
 
     source: str
+    layers: tuple[int, ...] = ()
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
 
 
@@ -157,8 +159,10 @@ class TrainingConfig:
         protected: Sets, by name, whose `test` split nothing may touch.
         windows: How they are cut.
         teacher: Trained first if given; the student then learns from it.
+        ensemble: Teachers, each of the next seed; the student learns from their mean.
         distil: How.
         bits: Bits of a weight of the student's delta, 4 or 8; 0 writes whole weights.
+        group: Columns of the student's delta that share a step.
     """
 
     name: str
@@ -167,8 +171,10 @@ class TrainingConfig:
     protected: tuple[str, ...] = ()
     windows: WindowConfig = field(default_factory=WindowConfig)
     teacher: ModelConfig | None = None
+    ensemble: int = 1
     distil: DistilConfig = field(default_factory=DistilConfig)
     bits: int = 4
+    group: int = 64
 
     def __post_init__(self) -> None:
         if self.bits not in {0, 4, 8}:
@@ -214,6 +220,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "soft": (0, 1),
     "straight": (0, 1),
     "bits": (0, 8),
+    "group": (16, 4096),
+    "ensemble": (1, 100),
 }
 
 

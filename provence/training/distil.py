@@ -1,6 +1,6 @@
 """What the student learns from: the teacher's word on far more pairs of question and passage than have labels.
 
-    Bank -> pairs (several epochs of windows, none twice) -> teacher -> Store with soft targets -> Loop (student)
+    Bank -> pairs (several epochs of windows, none twice) -> teachers -> Store with soft targets -> Loop (student)
 
 The student's target for a sentence is soft * (the teacher's mean keep probability) + (1 - soft) * label, and for a
 window the teacher's raw score. In the last part of its training the forward pass sees the weights as they will be
@@ -12,15 +12,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from provence.training.store import Store
-from provence.training.train import predict
+from provence.training.train import Predictions
 from provence.training.windows import Windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    import torch
 
     from provence.families.delta import Bits
     from provence.training.bank import Bank
@@ -28,10 +27,7 @@ if TYPE_CHECKING:
     from provence.training.network import PrunerNetwork
     from provence.training.windows import Template
 
-__all__ = ["RoundedDelta", "joined_windows", "pair_windows", "teach"]
-
-_GROUP = 64
-"""Columns that share a step in the student's delta."""
+__all__ = ["RoundedDelta", "joined_windows", "mean_of", "pair_windows", "taught"]
 
 
 def pair_windows(drawer: EpochDrawer, *, pairs: int, seed: int) -> Windows:
@@ -70,25 +66,27 @@ def joined_windows(parts: Sequence[Windows], *, most: int, seed: int) -> Windows
     )
 
 
-def teach(
-    teacher: PrunerNetwork, bank: Bank, windows: Windows, templates: tuple[Template, Template], *, soft: float
+def mean_of(said: Sequence[Predictions]) -> Predictions:
+    """The word of several teachers of the same windows: means of their probabilities and of their scores."""
+    keep = torch.stack([each.keep for each in said]).mean(0)
+    return Predictions(keep, torch.stack([each.score for each in said]).mean(0))
+
+
+def taught(
+    bank: Bank, windows: Windows, template: Template, said: Predictions, *, soft: float, device: torch.device
 ) -> Store:
-    """Let the teacher label windows for the student.
+    """The student's store.
 
     Args:
-        teacher: On its device.
         bank: Where the windows come from.
         windows: Of any questions.
-        templates: The teacher's and the student's.
-        soft: Weight of the teacher against the labels.
-
-    Returns:
-        The student's store.
+        template: The student's.
+        said: Of these windows, by the teacher or several.
+        soft: Weight of that against the labels.
+        device: Where the student is trained.
     """
-    device = next(teacher.parameters()).device
-    said = predict(teacher, Store.of(bank, windows, templates[0], device=device))
-    mine = Store.of(bank, windows, templates[1], device=device)
-    return mine.taught(said.keep, said.score, soft=soft)
+    mine = Store.of(bank, windows, template, device=device)
+    return mine.taught(said.keep.to(device), said.score.to(device), soft=soft)
 
 
 class RoundedDelta:
@@ -98,31 +96,32 @@ class RoundedDelta:
         base: Weights of the base by name, on the device.
         names: Those of them that are trained and stored as rounded differences: matrices.
         bits: 4 or 8.
+        group: Columns that share a step.
     """
 
-    def __init__(self, base: Mapping[str, torch.Tensor], names: Sequence[str], *, bits: int) -> None:
-        self._base, self._names, self._bits = base, list(names), _bits(bits)
+    def __init__(self, base: Mapping[str, torch.Tensor], names: Sequence[str], *, bits: int, group: int) -> None:
+        self._base, self._names, self._bits, self._group = base, list(names), _bits(bits), group
 
     @classmethod
-    def of(cls, network: PrunerNetwork, *, bits: int) -> Callable[[PrunerNetwork], Mapping[str, torch.Tensor]]:
+    def of(
+        cls, network: PrunerNetwork, *, bits: int, group: int
+    ) -> Callable[[PrunerNetwork], Mapping[str, torch.Tensor]]:
         """Against the network's present weights, for the matrices of its layers."""
         base = {name: weight.detach().clone() for name, weight in network.named_weights()}
         names = [n for n, weight in base.items() if n.startswith("encoder.") and weight.ndim == 2]  # noqa: PLR2004
-        return cls({name: base[name] for name in names}, names, bits=bits)
+        return cls({name: base[name] for name in names}, names, bits=bits, group=group)
 
     def __call__(self, network: PrunerNetwork) -> Mapping[str, torch.Tensor]:
         """What the forward pass uses in place of the matrices."""
-        import torch
-
         from provence.families.delta import pack_tensors, unpack_tensors
 
         weights = dict(network.named_weights())
         with torch.no_grad():
             # All matrices as rows of one group each: the same rounding, in a few large steps.
             shapes = {name: weights[name].shape for name in self._names}
-            whole = torch.cat([(weights[name] - self._base[name]).reshape(-1, _GROUP) for name in self._names])
-            rounded = unpack_tensors(pack_tensors({"all": whole}, bits=self._bits, group=_GROUP))["all"]
-            parts = torch.split(rounded, [shape.numel() // _GROUP for shape in shapes.values()])
+            whole = torch.cat([(weights[name] - self._base[name]).reshape(-1, self._group) for name in self._names])
+            rounded = unpack_tensors(pack_tensors({"all": whole}, bits=self._bits, group=self._group))["all"]
+            parts = torch.split(rounded, [shape.numel() // self._group for shape in shapes.values()])
             stored = {n: self._base[n] + part.reshape(shapes[n]) for n, part in zip(self._names, parts, strict=True)}
         return {name: weights[name] + (value - weights[name]).detach() for name, value in stored.items()}
 

@@ -11,7 +11,7 @@ changes nothing. Raises `ModelError` for other architectures and for tensors tha
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -20,9 +20,10 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from datapipe.errors import ModelError
+from provence.families.stacking import stacked_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from datapipe.workers.folder import ModelFolder
 
@@ -207,11 +208,14 @@ class PrunerNetwork(nn.Module):
         return functional.dropout(states, self.dropout, self.training) if self.dropout else states
 
 
-def open_network(folder: ModelFolder, *, dropout: float = 0.0, seed: int = 0) -> PrunerNetwork:
+def open_network(
+    folder: ModelFolder, *, layers: Sequence[int] = (), dropout: float = 0.0, seed: int = 0
+) -> PrunerNetwork:
     """Read an encoder for training; a pooler is left out.
 
     Args:
         folder: Where it lies.
+        layers: Layers of it that the network's start from, one each; empty for its own.
         dropout: While training.
         seed: Of the new keep head.
 
@@ -226,6 +230,8 @@ def open_network(folder: ModelFolder, *, dropout: float = 0.0, seed: int = 0) ->
     if expected != tensors.keys():
         odd = sorted(expected ^ tensors.keys())
         raise ModelError(f"model {folder.name}: tensors are missing or left over: {', '.join(odd[:5])}")
+    if layers:
+        tensors, shape = stacked_tensors(tensors, layers), replace(shape, layers=len(layers))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return PrunerNetwork(shape, tensors, dropout=dropout)

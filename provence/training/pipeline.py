@@ -18,7 +18,7 @@ from datapipe.workers.folder import ModelFolder, resolve
 from datapipe.workers.spec import EMBEDDED_PREFIX, ModelSpec
 from provence.training.bank import Bank, BankBuilder
 from provence.training.card import write_card
-from provence.training.distil import RoundedDelta, pair_windows, teach
+from provence.training.distil import RoundedDelta, mean_of, pair_windows, taught
 from provence.training.epochs import EpochDrawer
 from provence.training.network import HEADS, PrunerNetwork, open_network
 from provence.training.scorer import held_figures
@@ -26,11 +26,11 @@ from provence.training.settle import settle
 from provence.training.sources import Guard, read_source
 from provence.training.store import Store
 from provence.training.templates import open_tokenizer, template_of
-from provence.training.train import Loop
-from provence.training.windows import Template, protocol_windows
+from provence.training.train import Loop, Predictions, predict
+from provence.training.windows import Template, Windows, protocol_windows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from provence.training.config import ModelConfig, TrainingConfig
@@ -43,7 +43,9 @@ __all__ = [
     "drawer",
     "figures",
     "open_trainee",
+    "predict_windows",
     "run_training",
+    "student_windows",
     "train_on_labels",
     "train_student",
     "write_student",
@@ -124,10 +126,16 @@ def run_training(
         found["student"] = train_on_labels(student, bank, config, config.student, host, name="student")
     else:
         base = replace(config.teacher, source=teacher_base or config.teacher.source)
-        teacher = open_trainee(base, name="teacher", device=device, bank=student.folder)
-        found["teacher"] = train_on_labels(teacher, bank, config, config.teacher, host, name="teacher")
-        tell(f"teacher: {found['teacher']}")
-        found["student"] = train_student(student, teacher, bank, config, host)
+        teachers = []
+        for number in range(config.ensemble):
+            name = f"teacher {number + 1}" if config.ensemble > 1 else "teacher"
+            model = replace(base, optimiser=replace(base.optimiser, seed=base.optimiser.seed + number))
+            teachers.append(open_trainee(model, name=name, device=device, bank=student.folder))
+            found[name] = train_on_labels(teachers[-1], bank, config, model, host, name=name.replace(" ", "-"))
+            tell(f"{name}: {found[name]}")
+        windows = student_windows(bank, config, host)
+        said = [predict_windows(teacher, bank, windows) for teacher in teachers]
+        found["student"] = train_student(student, said, windows, bank, config, host)
     tell(f"student: {found['student']}")
     folder = host.out / "model"
 
@@ -173,7 +181,8 @@ def open_trainee(config: ModelConfig, *, name: str, device: torch.device, bank: 
     """
     folder = resolve(ModelSpec(name=name, source=config.source))
     template = template_of(open_tokenizer(folder), None if bank is None else open_tokenizer(bank))
-    network = open_network(folder, dropout=config.optimiser.dropout, seed=config.optimiser.seed).to(device)
+    optimiser = config.optimiser
+    network = open_network(folder, layers=config.layers, dropout=optimiser.dropout, seed=optimiser.seed).to(device)
     network.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return Trainee(network, template, folder)
 
@@ -191,17 +200,44 @@ def train_on_labels(
     return figures(trainee, bank, config)
 
 
-def train_student(
-    student: Trainee, teacher: Trainee, bank: Bank, config: TrainingConfig, host: Host
-) -> dict[str, float]:
-    """Train on the teacher's word. Returns the held-out figures; `student` is changed in place."""
+def student_windows(bank: Bank, config: TrainingConfig, host: Host) -> Windows:
+    """The windows that the student learns from, for teachers to label."""
     seed = config.student.optimiser.seed
     with drawer(bank, config, host, seed=seed + STUDENT_EPOCHS) as drawn:
-        windows = pair_windows(drawn, pairs=config.distil.pairs, seed=seed)
-    store = teach(teacher.network, bank, windows, (teacher.template, student.template), soft=config.distil.soft)
-    loop = _loop(student, config.student, lambda _: store, host, "student", config.digest())
+        return pair_windows(drawn, pairs=config.distil.pairs, seed=seed)
+
+
+def predict_windows(trainee: Trainee, bank: Bank, windows: Windows) -> Predictions:
+    """What a trained network says of windows, on its device."""
+    return predict(trainee.network, Store.of(bank, windows, trainee.template, device=trainee.device))
+
+
+def train_student(
+    student: Trainee,
+    said: Sequence[Predictions],
+    windows: Windows,
+    bank: Bank,
+    config: TrainingConfig,
+    host: Host,
+    *,
+    name: str = "student",
+) -> dict[str, float]:
+    """Train on the teachers' word. Returns the held-out figures; `student` is changed in place.
+
+    Args:
+        student: With its base's weights.
+        said: Of each teacher, of `windows`.
+        windows: Of `student_windows`.
+        bank: Where they come from.
+        config: How.
+        host: How this machine is used.
+        name: Of log and checkpoint.
+    """
+    soft = config.distil.soft
+    store = taught(bank, windows, student.template, mean_of(said), soft=soft, device=student.device)
+    loop = _loop(student, config.student, lambda _: store, host, name, config.digest())
     if config.bits and config.distil.straight:
-        loop.straight = RoundedDelta.of(student.network, bits=config.bits)
+        loop.straight = RoundedDelta.of(student.network, bits=config.bits, group=config.group)
         loop.straight_from = 1 - config.distil.straight
     loop.run()
     return figures(student, bank, config)
@@ -231,28 +267,32 @@ def write_student(network: PrunerNetwork, config: TrainingConfig, folder: Path, 
     """
     from provence.families.delta import encode_delta
     from provence.families.native import NativeConfig, write_native
+    from provence.families.stacking import stacked_config, stacked_tensors
 
     base = resolve(ModelSpec(name=config.name, source=config.student.source))
     tensors = network.tensors()
     heads = {name: tensors.pop(name) for name in HEADS}
     details = {"name": config.name, "training": asdict(config), "training_digest": config.digest()}
-    length = config.windows.max_tokens
+    length, layers = config.windows.max_tokens, config.student.layers
     if config.bits:
         if not config.student.source.startswith(EMBEDDED_PREFIX):
             raise ConfigError(f"bits = {config.bits} needs a student that is embedded. Got {config.student.source!r}")
-        start = {name: tensor for name, tensor in base.tensors().items() if name in tensors}
-        stored = encode_delta(start, tensors, bits=config.delta_bits)
+        whole_base = stacked_tensors(base.tensors(), layers) if layers else base.tensors()
+        start = {name: tensor for name, tensor in whole_base.items() if name in tensors}
+        stored = encode_delta(start, tensors, bits=config.delta_bits, group=config.group)
         native = NativeConfig(
             base=config.student.source,
             base_digest=base.digest,
             delta="int8" if config.bits == 8 else "int4",  # noqa: PLR2004 - the two there are
+            layers=layers or None,
             max_length=length,
             threshold=threshold,
             details=details,
         )
         whole = {f"delta.{name}": tensor for name, tensor in stored.items()}
     else:
-        native = NativeConfig(encoder=base.config(), max_length=length, threshold=threshold, details=details)
+        encoder = stacked_config(base.config(), layers) if layers else base.config()
+        native = NativeConfig(encoder=encoder, max_length=length, threshold=threshold, details=details)
         whole = {f"encoder.{name}": tensor for name, tensor in tensors.items()}
     write_native(folder, config=native, tensors=whole | heads, tokenizer=base.path("tokenizer.json"))
 

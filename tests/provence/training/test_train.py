@@ -10,18 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from datapipe.errors import ConfigError, IntegrityError
+from datapipe.errors import ConfigError, IntegrityError, ModelError
 from datapipe.weights import embedded_folder
 from datapipe.workers.folder import ModelFolder
 from provence.evaluation.protocol import passages_of_set
 from provence.families.delta import decode_delta
+from provence.pruner import Pruner
 from provence.training.config import DistilConfig, ModelConfig, OptimiserConfig, TrainingConfig, WindowConfig
-from provence.training.distil import RoundedDelta, teach
+from provence.training.distil import RoundedDelta, mean_of, taught
 from provence.training.network import HEADS, open_network
 from provence.training.pipeline import write_student
 from provence.training.sampler import training_windows
 from provence.training.scorer import NetworkScorer
 from provence.training.store import Store
+from provence.training.templates import open_tokenizer
 from provence.training.train import Loop, predict
 from tests.provence.training.tiny import CPU, bank, examples, network, template, tokenizer
 
@@ -108,15 +110,15 @@ def test_a_run_that_diverges_stops_and_says_where() -> None:
         loop(made).run()
 
 
-def test_the_student_learns_the_teachers_word_mixed_with_the_labels() -> None:
-    teacher = network(seed=5)
+def test_the_student_learns_the_mean_of_its_teachers_mixed_with_the_labels() -> None:
     windows = training_windows(bank(), SHORT, seed=1)
-    taught = teach(teacher, bank(), windows, (template(), template()), soft=0.75)
     plain = Store.of(bank(), windows, template(), device=CPU)
-    said = predict(teacher, plain)
-    assert torch.allclose(taught.target, 0.75 * said.keep + 0.25 * plain.target)
-    assert torch.allclose(taught.score, said.score)
-    assert taught.soft_score
+    said = [predict(network(seed=seed), plain) for seed in (5, 6)]
+    learnt = taught(bank(), windows, template(), mean_of(said), soft=0.75, device=CPU)
+    keep = (said[0].keep + said[1].keep) / 2
+    assert torch.allclose(learnt.target, 0.75 * keep + 0.25 * plain.target)
+    assert torch.allclose(learnt.score, (said[0].score + said[1].score) / 2)
+    assert learnt.soft_score
 
 
 def test_scores_of_a_network_do_not_depend_on_the_other_passages() -> None:
@@ -133,7 +135,7 @@ def test_scores_of_a_network_do_not_depend_on_the_other_passages() -> None:
 def test_the_forward_pass_of_the_last_updates_sees_the_weights_that_are_stored(tmp_path: Path) -> None:
     folder = ModelFolder("base", embedded_folder("all-MiniLM-L6-v2"))
     made = open_network(folder, seed=0)
-    rounded = RoundedDelta.of(made, bits=4)
+    rounded = RoundedDelta.of(made, bits=4, group=64)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in made.named_weights():
@@ -160,3 +162,28 @@ def test_a_delta_needs_an_embedded_base(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="bits = 4 needs a student that is embedded"):
         write_student(open_network(ModelFolder("base", base)), config, tmp_path)
+
+
+def test_a_deeper_student_is_stored_as_differences_to_the_layers_it_started_from(tmp_path: Path) -> None:
+    folder = ModelFolder("base", embedded_folder("all-MiniLM-L6-v2"))
+    layers = (0, 1, 2, 3, 4, 4, 5)
+    made = open_network(folder, layers=layers, seed=0)
+    with torch.no_grad():
+        made.weights["encoder/layer/5/output/dense/bias"].add_(1.0)
+        made.weights["score/weight"].copy_(torch.linspace(-1, 1, 384).unsqueeze(0))
+    student = ModelConfig(source="embedded:all-MiniLM-L6-v2", layers=layers)
+    config = TrainingConfig(name="deep", student=student, sources=(), group=128)
+    write_student(made, config, tmp_path / "model")
+    with Pruner.load(tmp_path / "model") as pruner:
+        pruned = pruner.prune("Who wrote it?", ["Mary wrote it. It rained."])
+    words = open_tokenizer(folder).encode("who wrote it?", "mary wrote it. it rained.", add_special_tokens=True)
+    with torch.inference_mode():
+        expected = made(torch.tensor([words.ids]), torch.tensor([len(words.ids)]))
+    assert len({name.split(".")[2] for name in made.tensors() if name.startswith("encoder.layer")}) == len(layers)
+    assert pruned[0].relevance_score == pytest.approx(float(expected.score), abs=1e-2)
+
+
+def test_a_layer_that_the_base_does_not_have_is_refused_by_name() -> None:
+    folder = ModelFolder("base", embedded_folder("all-MiniLM-L6-v2"))
+    with pytest.raises(ModelError, match="layer 1 starts from layer 6, but the base has layers 0 to 5"):
+        open_network(folder, layers=(0, 6))

@@ -5,7 +5,7 @@
     teacher   BANK, BASE -> WORK/NAME.pt, held-out figures
     label     WORK/NAME.pt -> WORK/NAME.labels, of the windows that students learn from
     student   BANK, WORK/TEACHER.labels of one or more -> OUT/NAME, WORK/NAME.pt, held-out figures
-    measure   WORK/MODEL.pt, TESTS -> figures of the test splits, passages alone and joined, of one model or several's mean
+    measure   WORK/MODEL.pt, TESTS -> figures of the test splits, alone and joined, of one model or several's mean
     record    OUT/measured_*.json -> benchmarks/results/provence_quality.json
 
     python -m benchmarks.provence_training teacher --name teacher-a --bank bank.npz --base all-mpnet-base-v2 --out out

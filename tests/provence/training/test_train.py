@@ -174,13 +174,13 @@ def test_a_deeper_student_is_stored_as_differences_to_the_layers_it_started_from
     student = ModelConfig(source="embedded:all-MiniLM-L6-v2", layers=layers)
     config = TrainingConfig(name="deep", student=student, sources=(), group=128)
     write_student(made, config, tmp_path / "model")
-    with Pruner.load(tmp_path / "model") as pruner:
+    with Pruner.load(tmp_path / "model", dtype="float32") as pruner:
         pruned = pruner.prune("Who wrote it?", ["Mary wrote it. It rained."])
     words = open_tokenizer(folder).encode("who wrote it?", "mary wrote it. it rained.", add_special_tokens=True)
     with torch.inference_mode():
         expected = made(torch.tensor([words.ids]), torch.tensor([len(words.ids)]))
     assert len({name.split(".")[2] for name in made.tensors() if name.startswith("encoder.layer")}) == len(layers)
-    assert pruned[0].relevance_score == pytest.approx(float(expected.score), abs=1e-2)
+    assert pruned[0].relevance_score == pytest.approx(float(expected.score), abs=1e-3)
 
 
 def test_a_layer_that_the_base_does_not_have_is_refused_by_name() -> None:

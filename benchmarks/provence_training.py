@@ -213,7 +213,8 @@ def changed(config: TrainingConfig, pairs: list[str]) -> TrainingConfig:
     """Values replaced, such as `student.optimiser.steps=20`."""
     for pair in pairs:
         path, _, value = pair.partition("=")
-        config = _changed(config, path.split("."), json.loads(value))
+        found = json.loads(value)
+        config = _changed(config, path.split("."), tuple(found) if isinstance(found, list) else found)
     return config
 
 

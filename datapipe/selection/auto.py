@@ -5,7 +5,8 @@ a warning where the evidence is against it. Raises `SelectionError` for an unkno
 
 Rules of "auto", first match: everything is kept -> no choice; a teacher -> random; at most 30 % kept -> random; less
 than 80 % kept -> random; a metric that does not measure difficulty, or fewer than 500 rows a group -> random; else
-keep-hard with the 50 % floor. Random is stratified: in proportion over the classes, without labels over the clusters.
+keep-hard with the 50 % floor. The fractions follow from `datapipe.selection.evidence`. Random is stratified: in
+proportion over the classes, without labels over the clusters.
 """
 
 from __future__ import annotations
@@ -14,27 +15,27 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from datapipe.errors import SelectionError
+from datapipe.selection.evidence import around, losses, safe_from
 from datapipe.selection.plan import Plan
 
 if TYPE_CHECKING:
     from datapipe.metrics.base import Metric
+    from datapipe.selection.presets import Preset
 
 Strategy: TypeAlias = Literal["auto", "hard", "easy", "random", "strata"]
 Grouping: TypeAlias = Literal["label", "cluster"]
 
 STRATEGIES: tuple[Strategy, ...] = ("auto", "hard", "easy", "random", "strata")
-LIGHT_PRUNING = 0.8
-"""Fraction kept from which keep-hard matches the full set (Sorscher et al., ImageNet)."""
+LIGHT_PRUNING = safe_from("sorscher_hard")
+"""Fraction kept from which no row of the evidence says that keep-hard loses to random: 0.8 (ImageNet)."""
 HEAVY_PRUNING = 0.3
 """Fraction kept up to which a pure score cut fails provably (arXiv 2302.06960)."""
 PLENTY_ROWS = 500
 """Rows a class of CIFAR-100, where keep-hard ties with random at 70 % kept: nothing is measured on fewer."""
 
 _FAILS = "At 30 % kept or less pruning by score alone provably fails and random rows repair it (arXiv 2302.06960)."
-_LOSES = (
-    "Below 80 % kept, keep-hard prototypes lose to random: ImageNet 70 % kept 70.9 against 72.2, 50 % kept 60.8 "
-    "against 70.3; CIFAR-100 50 % kept 69.8 against 71.1, 30 % kept 61.1 against 65.3 (ELFS, ICLR 2025, fig. 5)."
-)
+_LOST = "; ".join(row.told() for row in losses("sorscher_hard", least=HEAVY_PRUNING))
+_LOSES = f"Below {LIGHT_PRUNING:.0%} kept, keep-hard prototypes lose to random: {_LOST}."
 _MATCHES = (
     "At 80 % kept, prototypes match the full ImageNet with the hardest rows kept and a class-balance floor of 50 % "
     "(Sorscher et al., arXiv 2206.14486)."
@@ -101,6 +102,35 @@ def choose(
     if strategy in {"hard", "easy"}:
         return _by_score(strategy, fraction, groups, metric, has_teacher=has_teacher)
     raise SelectionError(f"There is no strategy {strategy!r}; the strategies are: {', '.join(STRATEGIES)}.")
+
+
+def by_preset(
+    preset: Preset, *, fraction: float, classes: int | None, k: int | None, window_start: float | None = None
+) -> Choice:
+    """Return the plan of a preset, with a warning where the evidence says that it loses to random.
+
+    Args:
+        preset: The method.
+        fraction: Part of the rows (or tokens) that the budget keeps, 0 <= fraction <= 1.
+        classes: Number of labels; None without labels. One label is as good as none.
+        k: Number of clusters of the rows; None where the metric finds none.
+        window_start: Where the window of `bws` begins, as a part of the rows; None for the middle.
+
+    Raises:
+        SelectionError: The preset needs groups that are not there, or the window does not fit.
+    """
+    there: list[Grouping] = []
+    if classes is not None and classes > 1:
+        there.append("label")
+    if k is not None and k > 1:
+        there.append("cluster")
+    plan, group = preset.settings(fraction, groups=there, window_start=window_start)
+    reasons = [f"The preset {preset.name} was asked for. {preset.told} Source: {preset.source}."]
+    if preset.ours:
+        reasons.append(f"Ours: {preset.ours}")
+    told = "; ".join(row.told() for row in around(fraction, method=preset.name) if row.loses)
+    warnings = (f"At fractions near to this one {preset.name} loses to random: {told}.",) if told else ()
+    return Choice(plan=plan, group_by=group, reasons=tuple(reasons), warnings=warnings if fraction < 1 else ())
 
 
 def balance(choice: Choice) -> Choice:

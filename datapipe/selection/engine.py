@@ -21,10 +21,10 @@ import pyarrow as pa
 from datapipe.errors import BudgetError, SelectionError
 from datapipe.selection.cuts import Cut, cuts_at, hash_cut
 from datapipe.selection.intake import Needs, Pool
-from datapipe.selection.keys import race_keys, scores_of_keys
+from datapipe.selection.keys import PLACES, beta_weights, race_keys, scores_of_keys
 from datapipe.selection.ranking import Ranking, Supply, share_out
 from datapipe.selection.result import REASONS, Selection, StratumCount
-from datapipe.selection.strata import Strata
+from datapipe.selection.strata import Strata, marks_of
 from datapipe.storage.rowid import ids_to_arrow
 from datapipe.storage.sort import ExternalSorter
 
@@ -84,7 +84,7 @@ def select(  # noqa: PLR0913 - the data, the plan and the budget; the rest by ke
         groups=len(groups) if plan.strata == "group" else None,
         exclusions=len(exclusions),
         tokens=budget.tokens is not None,
-        weights=plan.order == "weighted",
+        weights=plan.order == "weighted" and plan.beta is None,
     )
     with ExitStack() as stack:
         place = stack.enter_context(ExternalSorter(scratch / "place", memory_bytes=memory_bytes // 2))
@@ -139,6 +139,7 @@ class _Run:
                 f"easy end leaves only {self.left}."
             )
         self._cut(hard, groups)
+        self._steps = self._find_steps()
         self._mixed_below = self._find_mixed()
         self._mixed_rows, self._trimmed = 0, np.zeros(2, np.int64)
 
@@ -159,6 +160,18 @@ class _Run:
 
     def _keys_and_hashes(self) -> Iterator[tuple[UInt32, UInt64]]:
         return ((chunk.keys, chunk.hashes) for chunk in self._pool.chunks())
+
+    def _find_steps(self) -> UInt64 | None:
+        """Where the steps of places begin, all but the first, as marks; None without a Beta distribution."""
+        size = self._pool.size
+        if self._plan.beta is None or not size:
+            return None
+        bounds = [-(-step * size // PLACES) for step in range(1, PLACES)]
+        inside = sorted({at for at in bounds if at < size})
+        found = dict(zip(inside, cuts_at(self._keys_and_hashes, inside), strict=True))
+        keys = np.array([found[at].key if at in found else 2**32 - 1 for at in bounds], np.uint32)
+        hashes = np.array([found[at].hash if at in found else _GREATEST for at in bounds], np.uint64)
+        return marks_of(keys, hashes)
 
     def _find_mixed(self) -> int:
         """The hash below which rows are kept whatever their score."""
@@ -220,6 +233,9 @@ class _Run:
             keys = chunk.keys
         elif self._plan.order == "easy":
             keys = ~chunk.keys
+        elif self._plan.beta is not None and self._steps is not None:
+            steps = np.searchsorted(self._steps, marks_of(chunk.keys, chunk.hashes), side="right")
+            keys = race_keys(beta_weights(steps, self._plan.beta), chunk.hashes)
         else:
             keys = race_keys(scores_of_keys(chunk.keys), chunk.hashes)
         # No finite score has the key 0, so the random part stands first.

@@ -5,6 +5,7 @@ float32 score -> key by an order-preserving map of its bits; the map is invertib
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,11 +13,13 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from datapipe.storage.arrays import Float32, UInt64
+    from datapipe.storage.arrays import Float32, Int64, UInt64
 
     UInt32 = NDArray[np.uint32]
 
 _SIGN = np.uint32(1 << 31)
+PLACES = 64
+"""Steps of a row's place by rank; the density of a Beta distribution is taken in the middle of each."""
 
 
 def hard_keys(scores: Float32) -> UInt32:
@@ -46,3 +49,20 @@ def race_keys(weights: Float32, hashes: UInt64) -> UInt32:
     with np.errstate(divide="ignore", over="ignore"):
         race = np.minimum(-np.log(uniform) / weights, np.finfo(np.float32).max).astype(np.float32)
     return ~hard_keys(race)
+
+
+def beta_weights(steps: Int64, beta: tuple[float, float]) -> Float32:
+    """Return the density of Beta(a, b) at the middle of each step of the unit interval, float32 (rows,), >= 0.
+
+    The constant factor is left out and the greatest weight is 1: only proportions count in a race.
+
+    Args:
+        steps: Step of each row's place, int64 (rows,), 0 ... `PLACES` - 1.
+        beta: a and b, both above 0.
+    """
+    a, b = beta
+    places = [(step + 0.5) / PLACES for step in range(PLACES)]
+    logs = [(a - 1) * math.log(place) + (b - 1) * math.log1p(-place) for place in places]
+    density = np.array([math.exp(each - max(logs)) for each in logs], np.float32)
+    weights: Float32 = density[steps]
+    return weights

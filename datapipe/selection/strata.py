@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from datapipe.selection.cuts import Cut
     from datapipe.selection.intake import Chunk
+    from datapipe.selection.keys import UInt32
     from datapipe.selection.plan import Plan
     from datapipe.storage.arrays import Int64, UInt64
 
@@ -34,9 +35,9 @@ class Strata:
     def __init__(self, plan: Plan, *, groups: Sequence[str], edges: Sequence[Cut], cuts: Sequence[Cut]) -> None:
         self._kind, self._bins = plan.strata, plan.bins
         self._high, self._low = (_score(cut) for cut in edges) if edges else (0.0, 0.0)
-        # The cut of a place: its key and the first half of its hash tell rows apart but for one pair in 2^32 equal
-        # scores.
-        self._cuts: UInt64 = np.array([cut.key << 32 | cut.hash >> 32 for cut in cuts], np.uint64)
+        self._cuts = marks_of(
+            np.array([cut.key for cut in cuts], np.uint32), np.array([cut.hash for cut in cuts], np.uint64)
+        )
         self.names = self._names(groups, [_score(cut) for cut in cuts])
 
     def place(self, chunk: Chunk) -> Int64:
@@ -46,8 +47,7 @@ class Strata:
         if self._kind == "group":
             return chunk.groups.astype(np.int64)
         if self._kind == "score_count":
-            marks = chunk.keys.astype(np.uint64) << np.uint64(32) | chunk.hashes >> np.uint64(32)
-            return self._bins - 1 - np.searchsorted(self._cuts, marks, side="right")
+            return self._bins - 1 - np.searchsorted(self._cuts, marks_of(chunk.keys, chunk.hashes), side="right")
         scores = scores_of_keys(chunk.keys).astype(np.float64)
         width = self._high - self._low
         parts = (scores - self._low) / width * self._bins if width else np.zeros(len(scores))
@@ -67,6 +67,14 @@ class Strata:
         return [
             f"{at + 1:0{digits}}/{self._bins} {low:.6g} to {high:.6g}" for at, (low, high) in enumerate(pairwise(edges))
         ]
+
+
+def marks_of(keys: UInt32, hashes: UInt64) -> UInt64:
+    """Return where rows stand in the difficulty order as one word, uint64 (rows,).
+
+    The key and the first half of the hash tell rows apart but for one pair in 2^32 of equal scores.
+    """
+    return keys.astype(np.uint64) << np.uint64(32) | hashes >> np.uint64(32)
 
 
 def _score(cut: Cut) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from datapipe.errors import SelectionError
 from datapipe.pipeline import Context, SetStage, StageOutput
 
 if TYPE_CHECKING:
@@ -20,13 +21,15 @@ if TYPE_CHECKING:
     from datapipe.selection.auto import Choice
     from datapipe.selection.budget import Budget
     from datapipe.selection.result import ScoreBatch, Selection
-    from datapipe.storage.arrays import Int32
+    from datapipe.storage.arrays import Float64, Int32
     from datapipe.storage.stage import ShardInfo, StageDir
 
 SELECTION = "selection.parquet"
 NO_GROUP = "(none)"
-EXCLUSIONS = ("protected", "duplicate")
+UNSCORED = "unscored"
+EXCLUSIONS = ("protected", "duplicate", UNSCORED)
 READ_ROWS = 65_536
+_UNSCORED = EXCLUSIONS.index(UNSCORED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,8 @@ class SelectConfig:
         tokens: The stage that counted tokens; None unless the budget counts them.
         screened: Whether rows may be excluded.
         seed: Seeds the hash order.
+        preset: Name of the preset that stands in for the strategy; None without.
+        window_start: Part of the rows, from the highest score on, before the window of the preset `bws`.
     """
 
     metric: str
@@ -54,6 +59,8 @@ class SelectConfig:
     tokens: str | None
     screened: bool
     seed: int
+    preset: str | None = None
+    window_start: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class Select(SetStage):
     """
 
     name: ClassVar[str] = "select"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     settings: SelectConfig
 
@@ -104,7 +111,8 @@ class Select(SetStage):
             seed=settings.seed,
             scratch=context.scratch,
             groups=groups,
-            exclusions=EXCLUSIONS if settings.screened else (),
+            exclusions=EXCLUSIONS,
+            weights=stream.weights(column, groups) if choice.plan.quota == "given" else None,
         ) as selection:
             facts = {
                 "rows": selection.rows,
@@ -166,20 +174,54 @@ class _Stream:
     def choose(self) -> Choice:
         """What to do, by what is known of the rows."""
         from datapipe.metrics.base import get_metric
-        from datapipe.selection.auto import balance, choose
+        from datapipe.selection.auto import balance, by_preset, choose
+        from datapipe.selection.presets import get_preset
 
         settings = self._settings
-        excluded = self._inputs["screen"].manifest.rows if settings.screened else 0
-        pool = self._inputs["score"].manifest.rows - excluded
+        pool = self._pool()
+        fraction = min(1.0, self._fraction(pool))
+        classes = len(self.names("label")) if settings.labelled else None
+        k = len(self.names("cluster")) if settings.clusters else None
+        if settings.preset is not None:
+            return by_preset(
+                get_preset(settings.preset), fraction=fraction, classes=classes, k=k, window_start=settings.window_start
+            )
         choice = choose(
             settings.strategy,
-            fraction=min(1.0, self._fraction(pool)),
+            fraction=fraction,
             rows=pool,
-            classes=len(self.names("label")) if settings.labelled else None,
-            k=len(self.names("cluster")) if settings.clusters else None,
+            classes=classes,
+            k=k,
             metric=get_metric(settings.metric),
         )
         return balance(choice) if settings.balanced else choice
+
+    def _pool(self) -> int:
+        """Rows that may be kept: neither taken out nor without a score."""
+        pool = unscored = 0
+        for batch in self.batches(None, ()):
+            if batch.excluded is not None:
+                pool += int((batch.excluded < 0).sum())
+                unscored += int((batch.excluded == _UNSCORED).sum())
+        if unscored and not pool:
+            raise SelectionError(
+                f"none of {unscored:,} rows has a score by {self._settings.metric}, so there is nothing to choose from; "
+                "check the labels or vectors that the metric needs"
+            )
+        return pool
+
+    def weights(self, column: str | None, groups: Sequence[str]) -> Float64:
+        """The mean score of each group, float64 (groups,), 0 for one without a score; summed in the order of rows."""
+        import numpy as np
+
+        sums, counts = np.zeros(len(groups)), np.zeros(len(groups))
+        for batch in self.batches(column, groups):
+            if batch.groups is not None and batch.excluded is not None:
+                inside = batch.excluded < 0
+                np.add.at(sums, batch.groups[inside], batch.scores[inside].astype(np.float64))
+                np.add.at(counts, batch.groups[inside], 1)
+        means: Float64 = np.maximum(sums, 0) / np.maximum(counts, 1)
+        return means
 
     def names(self, column: str | None) -> tuple[str, ...]:
         """Names of the groups of a column, by code."""
@@ -195,6 +237,8 @@ class _Stream:
 
     def batches(self, column: str | None, groups: Sequence[str]) -> Iterator[ScoreBatch]:
         """One batch a canonical shard."""
+        import numpy as np
+
         from datapipe.selection.result import ScoreBatch
         from datapipe.storage.rowid import ids_from_arrow
 
@@ -209,11 +253,13 @@ class _Stream:
                 codes = _group_codes(next(rows)[str(column)], groups)
             elif groups:
                 codes = table["cluster"].to_numpy()
+            scores = table[settings.metric].to_numpy()
+            out = _codes_of(next(excluded), table) if excluded is not None else np.full(len(scores), -1, np.int32)
             yield ScoreBatch(
                 ids=ids_from_arrow(table["row_id"]),
-                scores=table[settings.metric].to_numpy(),
+                scores=scores,
                 groups=codes,
-                excluded=_codes_of(next(excluded), table) if excluded is not None else None,
+                excluded=np.where((out < 0) & ~np.isfinite(scores), _UNSCORED, out).astype(np.int32),
                 tokens=next(tokens)["tokens"].to_numpy() if tokens is not None else None,
             )
 

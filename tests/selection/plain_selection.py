@@ -85,8 +85,11 @@ def choose_rows(
     limit = budget.tokens or budget.rows_of(len(pool))
     by_hash = sorted(left, key=lambda i: hashes[i])
     mixed = _start(by_hash, weight, int(plan.mix_random * limit)) if plan.mix_random else []
-    race = race_keys(np.nan_to_num(table.scores), np.array(hashes, np.uint64)) if plan.order == "weighted" else hashes
-    keys = {"hard": [-s for s in score], "easy": score, "random": [0] * len(score), "weighted": list(race)}[plan.order]
+    race = hashes
+    if plan.order == "weighted":
+        draws = np.nan_to_num(table.scores) if plan.beta is None else _densities(by_difficulty, len(score), plan.beta)
+        race = list(race_keys(draws, np.array(hashes, np.uint64)))
+    keys = {"hard": [-s for s in score], "easy": score, "random": [0] * len(score), "weighted": race}[plan.order]
     rest = sorted((i for i in left if i not in mixed), key=lambda i: (keys[i], hashes[i]))
 
     held = np.array([sum(weight[i] for i in rest if stratum[i] == s) for s in range(strata)], np.int64)
@@ -108,6 +111,16 @@ def choose_rows(
         for rank, i in enumerate(i for i in [*mixed, *rest] if stratum[i] == s):
             rows[i] = (i in kept, "kept" if i in kept else "over_budget", s, rank)
     return rows
+
+
+def _densities(by_difficulty: list[int], rows: int, beta: tuple[float, float]) -> Float32:
+    """The Beta density in the middle of the step of each row's place by rank, its greatest value 1."""
+    steps = (np.arange(64) + 0.5) / 64
+    density = steps ** (beta[0] - 1) * (1 - steps) ** (beta[1] - 1)
+    weights = np.zeros(rows, np.float32)
+    for position, row in enumerate(by_difficulty):
+        weights[row] = density[position * 64 // len(by_difficulty)] / density.max()
+    return weights
 
 
 def _start(rows: list[int], weight: list[int], limit: int) -> list[int]:

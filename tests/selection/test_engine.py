@@ -69,13 +69,19 @@ def _plans() -> SearchStrategy[Plan]:
     order = sampled_from(["hard", "easy", "random", "weighted"])
     trims = sampled_from([0.0, 0.1, 0.25, 0.4])
 
-    def plan(order: str, mix: float, **settings: Any) -> Plan:
+    def plan(order: str, mix: float, beta: tuple[float, float] | None, **settings: Any) -> Plan:
         most = 1 - settings.get("floor_ratio", 0.5) if settings.get("quota") == "fill" else 1.0
-        return Plan(order=order, mix_random=0.0 if order == "random" else min(mix, most), **settings)  # type: ignore[arg-type]
+        return Plan(
+            order=order,  # type: ignore[arg-type]
+            mix_random=0.0 if order == "random" else min(mix, most),
+            beta=beta if order == "weighted" else None,
+            **settings,
+        )
 
     common: dict[str, Any] = {
         "order": order,
         "mix": sampled_from([0.0, 0.0, 0.2, 1.0]),
+        "beta": sampled_from([None, (1.0, 1.0), (2.0, 5.0), (0.5, 3.0)]),
         "trim_hard": trims,
         "trim_easy": trims,
     }

@@ -1,0 +1,308 @@
+"""Published methods by name: each is a metric and settings of one engine, nothing else.
+
+    name -> get_preset -> Preset(metric, plan(fraction)) -> preset.choose(fraction, ...) -> Choice
+
+`docs/presets.md` is printed from this file by `table`. Raises `ConfigError` for an unknown name and `SelectionError`
+where a preset needs groups that the rows lack.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from datapipe.errors import ConfigError, SelectionError
+from datapipe.selection.plan import Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from datapipe.config import MetricName
+
+Grouping: TypeAlias = Literal["label", "cluster"]
+
+CCS_TRIMS = ((0.1, 0.3), (0.2, 0.2), (0.3, 0.1))
+"""CCS: most kept, part of the hardest left out. At 0.1 and 0.2 theirs for ImageNet; at 0.3 interpolated."""
+ELFS_TRIMS = ((0.1, 0.3), (0.2, 0.2), (0.3, 0.1))
+"""ELFS: 0.3 at 0.1 kept is theirs for ImageNet (0.4 for CIFAR-10); the other two are taken over from CCS."""
+LABEL_FREE_TRIMS = ELFS_TRIMS
+"""Of `default_label_free`; ours, to be fitted on our own results."""
+LABELS_TRIMS = CCS_TRIMS
+"""Of `default_labels`; ours, to be fitted on our own results."""
+DUAL_SHARPNESS, DUAL_POWER = 15.0, 5.5
+"""C of DUAL, and its power of the pruned part, which the authors set by data set; 5.5 as for CIFAR-10."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A method by name.
+
+    Attributes:
+        name: What `--preset` takes.
+        metric: How rows are scored.
+        plan: From the fraction kept, 0 < fraction <= 1, to the settings.
+        groups: What its strata may be, the best first; empty for a method without. Only the first that the rows have
+            counts.
+        needs_groups: Whether it is no method without them; else the plan loses its strata.
+        weights: "mean_score" shares the budget by the mean score of each group.
+        source: The paper.
+        told: One sentence: what is kept.
+        ours: What differs from the paper, or is a choice of ours; empty where nothing does.
+    """
+
+    name: str
+    metric: MetricName
+    plan: Callable[[float], Plan]
+    groups: tuple[Grouping, ...] = ()
+    needs_groups: bool = False
+    weights: Literal["none", "mean_score"] = "none"
+    source: str
+    told: str
+    ours: str = ""
+
+    def settings(
+        self, fraction: float, *, groups: Sequence[Grouping], window_start: float | None = None
+    ) -> tuple[Plan, Grouping | None]:
+        """Return the plan at a fraction for rows that have these groups, and which of them it uses.
+
+        Raises:
+            SelectionError: The preset needs groups that are not there, or the window does not fit.
+        """
+        group = next((each for each in self.groups if each in groups), None)
+        if group is None and self.needs_groups:
+            raise SelectionError(f"The preset {self.name} needs {' or '.join(self.groups)}s, and the rows have none.")
+        plan = self.plan(fraction)
+        if window_start is not None:
+            plan = _window(fraction, window_start)
+        if plan.strata == "group" and group is None:
+            plan = Plan(
+                order=plan.order,
+                beta=plan.beta,
+                trim_hard=plan.trim_hard,
+                trim_easy=plan.trim_easy,
+                mix_random=plan.mix_random,
+            )
+        return plan, group if plan.strata == "group" else None
+
+
+def get_preset(name: str) -> Preset:
+    """Return the preset called `name`.
+
+    Raises:
+        ConfigError: There is none; lists those there are.
+    """
+    for preset in PRESETS:
+        if preset.name == name:
+            return preset
+    known = [preset.name for preset in PRESETS]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"there is no preset {name!r}{hint} The presets are: {', '.join(known)}")
+
+
+def _trim(fraction: float, trims: Sequence[tuple[float, float]]) -> float:
+    return next((trim for most, trim in trims if fraction <= most), 0.0)
+
+
+def _beta(fraction: float) -> tuple[float, float]:
+    """DUAL's a and b; the share of the place's unit interval replaces the mean probability, so its anchor is 0."""
+    b = DUAL_SHARPNESS * (1 - (1 - fraction) ** DUAL_POWER)
+    return DUAL_SHARPNESS + 1 - b, max(b, 1e-3)
+
+
+def _window(fraction: float, start: float) -> Plan:
+    if start + fraction > 1 + 1e-9:
+        raise SelectionError(f"A window that starts at {start} holds {1 - start:.3g} of the rows, not {fraction:.3g}.")
+    return Plan(order="hard", trim_hard=min(start, 1 - fraction))
+
+
+def _middle(fraction: float) -> Plan:
+    return Plan(order="hard", trim_hard=(1 - fraction) / 2, trim_easy=(1 - fraction) / 2)
+
+
+def _ccs(fraction: float) -> Plan:
+    return Plan(order="random", trim_hard=_trim(fraction, CCS_TRIMS), strata="score_width", quota="equal")
+
+
+_SORSCHER = "Sorscher et al. 2022, arXiv 2206.14486"
+_FLOOR = "Each class keeps half of an equal share first, where there are labels."
+
+PRESETS: tuple[Preset, ...] = (
+    Preset(
+        name="random",
+        metric="random",
+        plan=lambda _: Plan(order="random"),
+        source="Ben-Baruch et al. 2025, arXiv 2403.07854",
+        told="The first rows in the seeded hash order.",
+    ),
+    Preset(
+        name="random_balanced",
+        metric="random",
+        plan=lambda _: Plan(order="random", strata="group", quota="equal"),
+        groups=("label",),
+        needs_groups=True,
+        source="Ben-Baruch et al. 2025, arXiv 2403.07854; DRoP, ICLR 2025, for the balance",
+        told="Equally many random rows of each class; small classes whole.",
+    ),
+    Preset(
+        name="drop_quotas",
+        metric="el2n",
+        plan=lambda _: Plan(order="random", strata="group", quota="given"),
+        groups=("label",),
+        needs_groups=True,
+        weights="mean_score",
+        source="DRoP, ICLR 2025",
+        told="Random rows of each class, more of the classes that are harder.",
+        ours="A class's mean EL2N stands for the error rate that a trained model has on it.",
+    ),
+    Preset(
+        name="sorscher_hard",
+        metric="prototypes",
+        plan=lambda _: Plan(order="hard", strata="group", quota="fill"),
+        groups=("label",),
+        source=_SORSCHER,
+        told=f"The rows farthest from their prototype. {_FLOOR}",
+    ),
+    Preset(
+        name="sorscher_easy",
+        metric="prototypes",
+        plan=lambda _: Plan(order="easy", strata="group", quota="fill"),
+        groups=("label",),
+        source=_SORSCHER,
+        told=f"The rows nearest to their prototype. {_FLOOR}",
+    ),
+    Preset(
+        name="supervised_prototypes",
+        metric="prototypes_supervised",
+        plan=lambda _: Plan(order="hard", strata="group", quota="fill"),
+        groups=("label",),
+        needs_groups=True,
+        source=_SORSCHER,
+        told=f"The rows farthest from the mean of their class. {_FLOOR}",
+    ),
+    Preset(
+        name="ccs",
+        metric="aum",
+        plan=_ccs,
+        source="Zheng et al. 2023 (CCS), arXiv 2210.15809, algorithm 1",
+        told="Without the hardest part, 50 intervals of the score share the budget equally, at random within each.",
+        ours="The hardest part by fraction kept: 0.3 at 0.1, 0.2 at 0.2, 0.1 at 0.3, else none.",
+    ),
+    Preset(
+        name="moderate",
+        metric="prototypes_supervised",
+        plan=_middle,
+        source="Xia et al. 2023 (Moderate coreset), ICLR 2023",
+        told="The rows around the median distance to the mean of their class.",
+        ours="The median is that of all rows, not of each class.",
+    ),
+    Preset(
+        name="bws",
+        metric="el2n",
+        plan=_middle,
+        source="Choi et al. 2024 (BWS), arXiv 2406.03057",
+        told="A window of the rows sorted by difficulty, from window_start on.",
+        ours="Without window_start the window lies in the middle; `datapipe advise --pilot` finds a start.",
+    ),
+    Preset(
+        name="dual",
+        metric="dual",
+        plan=lambda fraction: Plan(order="weighted", beta=_beta(fraction)),
+        source="Cho et al. 2025 (DUAL), arXiv 2502.06905, ratio-adaptive Beta sampling",
+        told="Rows drawn by a Beta density that moves from the highest scores to lower ones the less is kept.",
+        ours=(
+            "The density is taken at the place of the row by rank of its score; the paper takes it at the mean "
+            "probability of the label, times the score. C = 15 is the paper's, the power 5.5 its choice for CIFAR-10."
+        ),
+    ),
+    Preset(
+        name="elfs",
+        metric="pseudo_label_aum",
+        plan=lambda fraction: Plan(order="hard", trim_hard=_trim(fraction, ELFS_TRIMS)),
+        source="Zheng et al. 2025 (ELFS), arXiv 2406.04273",
+        told="Without the hardest part, the next hardest rows by the margin of cluster labels; no labels needed.",
+        ours="k-means labels and a head on frozen vectors. Trims at 0.2 and 0.3 kept are taken over from CCS.",
+    ),
+    Preset(
+        name="zcore",
+        metric="coverage",
+        plan=lambda _: Plan(order="hard"),
+        source="Griffin et al. 2026 (ZCore), arXiv 2411.15349",
+        told="The rows that cover most of the embedding space.",
+        ours="The expectation in place of random draws.",
+    ),
+    Preset(
+        name="typiclust",
+        metric="typicality",
+        plan=lambda _: Plan(order="hard", strata="group", quota="equal"),
+        groups=("cluster", "label"),
+        source="Hacohen et al. 2022 (TypiClust), arXiv 2202.02794",
+        told="The most typical rows of each cluster; for very small budgets.",
+        ours="As many clusters as the metric has, not as many as rows are kept; classes, else none, stand in for them.",
+    ),
+    Preset(
+        name="default_label_free",
+        metric="pseudo_label_aum",
+        plan=lambda fraction: Plan(order="hard", trim_hard=_trim(fraction, LABEL_FREE_TRIMS)),
+        source="ELFS (arXiv 2406.04273): the label-free method whose published figures never lose to random",
+        told="Without the hardest part, the next hardest rows by the margin of cluster labels.",
+        ours="The choice of the method and its trims.",
+    ),
+    Preset(
+        name="default_labels",
+        metric="aum",
+        plan=lambda fraction: Plan(order="hard", trim_hard=_trim(fraction, LABELS_TRIMS), strata="group", quota="fill"),
+        groups=("label",),
+        source="CCS (arXiv 2210.15809) for the score and trims, ELFS (arXiv 2406.04273) for the double-ended cut",
+        told=f"Without the hardest part, the next hardest rows by the margin of the label. {_FLOOR}",
+        ours="The combination and its trims.",
+    ),
+)
+"""All presets. D2 is none: its message passing over a neighbour graph is no setting of this engine."""
+
+
+def table() -> str:
+    """Return the table of presets as Markdown, as `docs/presets.md` holds it."""
+    lines = [
+        "# Presets",
+        "",
+        "`datapipe curate SOURCE --out OUT --preset NAME`. A preset is a metric and settings of the one selection",
+        "engine (`datapipe/selection/plan.py`), nothing else. Settings are shown at 10 % and at 50 % kept. Printed",
+        "from `datapipe/selection/presets.py` by `python -m datapipe.selection.presets`.",
+        "",
+        "| preset | metric | settings at 10 % | settings at 50 % | groups | keeps | source | ours |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for preset in PRESETS:
+        at = [_told(preset.plan(fraction)) for fraction in (0.1, 0.5)]
+        groups = " or ".join(preset.groups) + (" (needed)" if preset.needs_groups else "") if preset.groups else ""
+        shared = at[1] if at[1] != at[0] else "the same"
+        cells = (f"`{preset.name}`", preset.metric, at[0], shared, groups, preset.told, preset.source, preset.ours)
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "D2 (ICLR 2024) is not among them: its message passing over a neighbour graph is no setting of this engine.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _told(plan: Plan) -> str:
+    default = Plan(order=plan.order)
+    changed = [name for name in plan.__dataclass_fields__ if getattr(plan, name) != getattr(default, name)]
+    return ", ".join([f"order={plan.order}", *(f"{name}={_short(getattr(plan, name))}" for name in changed)])
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, tuple):
+        return f"({', '.join(f'{each:.3g}' for each in value)})"
+    return str(value)
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(table())

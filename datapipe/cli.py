@@ -47,6 +47,13 @@ def curate(
             help="auto, hard, easy, random or strata. auto follows the evidence and says why; hard and easy are obeyed."
         ),
     ] = None,
+    preset: Annotated[
+        str | None,
+        Option(help="A published method by name, such as ccs, elfs or default_label_free; sets metric and choice."),
+    ] = None,
+    window_start: Annotated[
+        float | None, Option(help="With --preset bws: part of the rows, hardest first, before the window.")
+    ] = None,
     balance: Annotated[str | None, Option(help="Column; each value gets at least half of an equal share.")] = None,
     text_column: Annotated[str | None, Option(help="Text to embed; default 'text' or the only string column.")] = None,
     embedding_column: Annotated[str | None, Option(help="Vectors in the source; then nothing is embedded.")] = None,

@@ -39,6 +39,7 @@ MetricName = Literal[
 ExecutorName = Literal["local", "ray"]
 
 DEFAULT_KEEP = 0.3
+DEFAULT_METRIC: MetricName = "prototypes"
 RUN_OPTIONS = ("source", "out", "workers", "executor")
 """What a config file may hold besides the fields of `CurateConfig`."""
 
@@ -51,6 +52,8 @@ class CurateOptions(TypedDict, total=False):
     keep_tokens: int | None
     metric: MetricName
     strategy: Strategy
+    preset: str | None
+    window_start: float | None
     balance: str | None
     text_column: str | None
     embedding_column: str | None
@@ -80,6 +83,9 @@ class CurateConfig:
         strategy: How scores become a choice. `auto` follows the published evidence; `hard` and `easy` are obeyed, with
             a warning where the evidence is against them; `strata` spreads the budget over the scores; `random` ignores
             them.
+        preset: A published method by name (`docs/presets.md`): it sets the metric and how scores become a choice, so it
+            excludes another `metric`, a `strategy` and `balance`.
+        window_start: Part of the rows, the hardest first, that the window of the preset `bws` leaves out.
         balance: Column whose values get at least half of an equal share of the budget each.
         text_column: Text to embed. Default: the column `text`, or the only string column.
         embedding_column: Vectors that the source brings; then nothing is embedded.
@@ -101,8 +107,10 @@ class CurateConfig:
     keep: float | None = None
     keep_rows: int | None = None
     keep_tokens: int | None = None
-    metric: MetricName = "prototypes"
+    metric: MetricName = DEFAULT_METRIC
     strategy: Strategy = "auto"
+    preset: str | None = None
+    window_start: float | None = None
     balance: str | None = None
     text_column: str | None = None
     embedding_column: str | None = None
@@ -123,6 +131,7 @@ class CurateConfig:
         self._check_texts()
         self._check_budget()
         self._check_columns()
+        self._apply_preset()
         _one_of("metric", self.metric, get_args(MetricName))
         _one_of("strategy", self.strategy, get_args(Strategy))
         _one_of("dedup", self.dedup, get_args(DedupMode))
@@ -140,6 +149,24 @@ class CurateConfig:
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name == "model"):
                 raise ConfigError(f"{name} must be a string, got {value!r}")
+
+    def _apply_preset(self) -> None:
+        if self.window_start is not None and self.preset != "bws":
+            raise ConfigError("window_start belongs to the preset bws")
+        if self.preset is None:
+            return
+        from datapipe.selection.presets import get_preset
+
+        metric = get_preset(self.preset).metric
+        if self.metric not in {metric, DEFAULT_METRIC}:
+            raise ConfigError(_contradiction(self.preset, "metric", self.metric, metric))
+        if self.strategy != "auto":
+            raise ConfigError(_contradiction(self.preset, "strategy", self.strategy))
+        if self.balance is not None:
+            raise ConfigError(_contradiction(self.preset, "balance", self.balance))
+        if self.window_start not in {None, 0} and (not _is_share(self.window_start) or self.window_start == 1):
+            raise ConfigError(f"window_start must be a fraction from 0 and below 1, got {self.window_start!r}")
+        object.__setattr__(self, "metric", metric)
 
     def _check_budget(self) -> None:
         given = [name for name in ("keep", "keep_rows", "keep_tokens") if getattr(self, name) is not None]
@@ -168,6 +195,8 @@ class CurateConfig:
             ConfigError: A name is unknown; says where it stands and what comes nearest.
         """
         clean = _named(options, [each.name for each in fields(cls)], origin=origin)
+        if clean.get("preset") is not None and clean.get("metric") is not None:
+            _refuse_metric(clean["preset"], clean["metric"])
         return cls(
             **{name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in clean.items()}
         )
@@ -204,7 +233,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 _TEXTS = (
-    *("balance", "text_column", "embedding_column", "label_column", "id_column"),
+    *("balance", "preset", "text_column", "embedding_column", "label_column", "id_column"),
     *("protect", "model", "tokenizer", "device"),
 )
 
@@ -217,6 +246,19 @@ def _named(options: Mapping[str, Any], known: Sequence[str], *, origin: str) -> 
             near = difflib.get_close_matches(name, known, n=1)
             raise ConfigError(f"{origin}: unknown option {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
     return clean
+
+
+def _refuse_metric(preset: object, metric: object) -> None:
+    from datapipe.selection.presets import get_preset
+
+    own = get_preset(str(preset)).metric
+    if metric != own:
+        raise ConfigError(_contradiction(str(preset), "metric", metric, own))
+
+
+def _contradiction(preset: str, name: str, value: object, own: str | None = None) -> str:
+    sets = f"scores by {own}" if own is not None else "decides that itself"
+    return f"preset {preset!r} and {name} {value!r} contradict each other: the preset {sets}; leave one of them out"
 
 
 def _is_whole(value: object) -> TypeGuard[int]:

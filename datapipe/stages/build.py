@@ -169,6 +169,8 @@ class Wiring:
                 tokens=self.tokens,
                 screened=self.screens,
                 seed=self.config.seed,
+                preset=self.config.preset,
+                window_start=self.config.window_start,
             )
         )
 

@@ -169,6 +169,10 @@ class HttpWorker:
         """The same as `run`, without blocking the event loop; cancelling it takes what waits of it off the server."""
         return await self._pool.await_(self._run(task, items, model, Priority(priority), deadline))
 
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The JSON answer of a route that takes JSON, such as one that another package brings; raises its error."""
+        return self._pool.wait(self._post(path, body))
+
     def health(self) -> Health:
         """What the server says of its worker; a server that cannot be reached counts as dead."""
         if self._pool.closed:
@@ -214,6 +218,13 @@ class HttpWorker:
 
         retries = Retries(attempts=self._retries)
         response = await exchange(self._pool.client, "GET", path, expires=None, retries=retries, params=params)
+        return response.json()
+
+    async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+        from datapipe.workers.http.exchange import Retries, exchange
+
+        retries = Retries(attempts=self._retries)
+        response = await exchange(self._pool.client, "POST", path, expires=None, retries=retries, json=dict(body))
         return response.json()
 
     async def _health(self) -> Health:

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Self
 
 from datapipe.errors import ConfigError, ItemError
 from provence.decide import decide, ranked
 from provence.joint import Part, join, part
 from provence.policy import Policy, PolicyOptions
 from provence.results import PrunedContext, ScoredSentence
+from provence.sliced import Slice, slices, whole
 from provence.task import PruneItem
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class Request:
     """A question with its texts.
 
     Attributes:
-        question: Any text.
+        question: Any text but white space alone.
         texts: Any number.
         titles: One a text, or None where it has none; None if none has.
         kinds: How the texts are read: one for all, or one a text.
@@ -62,7 +64,7 @@ class Request:
         share_at: Token threshold of the `share` rule; None takes the model's own.
 
     Raises:
-        ConfigError: Texts are one string, or titles, kinds or spans are not as many as texts.
+        ConfigError: The question is empty, texts are one string, or titles, kinds or spans are not as many as texts.
     """
 
     question: str
@@ -75,6 +77,8 @@ class Request:
     share_at: float | None = None
 
     def __post_init__(self) -> None:
+        if _is_blank(self.question):
+            raise ConfigError(f"the question is empty, so no text can be pruned for it. Got {self.question!r:.40}")
         if isinstance(self.texts, str):
             raise ConfigError("texts must be a list of texts, also where there is only one. Got one string")
         for name in ("titles", "kinds", "spans"):
@@ -87,14 +91,18 @@ class Request:
 
     @property
     def items(self) -> list[PruneItem]:
-        """What a worker is asked. Raises `ItemError` where spans do not cover a text of a joint request."""
-        return self._alone if self._joined is None else [item for item, _ in self._joined]
+        """What a worker is asked. Raises `ItemError` where spans do not cover a text that is long or joint."""
+        return [item for laid in self._laid for item in laid.items]
+
+    @property
+    def owners(self) -> list[int]:
+        """Of each item the place of its text, or of its first where several share it."""
+        return [laid.place for laid in self._laid for _ in laid.items]
 
     def scores(self, found: Sequence[PruneScores]) -> list[PruneScores]:
         """What the worker said of each text. Of a joint request a text's score is that of its most probable unit."""
-        if self._joined is None:
-            return list(found)
-        return [each for scores, (_, parts) in zip(found, self._joined, strict=True) for each in part(scores, parts)]
+        rest = iter(found)
+        return [each for laid in self._laid for each in laid.scores(list(islice(rest, len(laid.items))))]
 
     def check(self, calibration: Calibration) -> None:
         """Raise `ConfigError` unless the calibration is for texts that are shown to the model as these are."""
@@ -103,12 +111,16 @@ class Request:
             calibration.check_shown(joint=self.joint, titles=titles)
 
     @cached_property
-    def _joined(self) -> list[tuple[PruneItem, list[Part]]] | None:
-        return join(self._alone) if self.joint else None
-
-    @cached_property
-    def _alone(self) -> list[PruneItem]:
-        return [self._item(place, text) for place, text in enumerate(self.texts)]
+    def _laid(self) -> list[_Laid]:
+        alone = [self._item(place, text) for place, text in enumerate(self.texts)]
+        if not self.joint:
+            return [_Laid.of(item, place) for place, item in enumerate(alone)]
+        laid: list[_Laid] = []
+        place = 0
+        for item, parts in join(alone):
+            laid.append(_Laid.of(item, place, parts))
+            place += len(parts)
+        return laid
 
     def _item(self, place: int, text: str) -> PruneItem:
         starts, ends = (None, None) if self.spans is None else _bounds(self.spans[place], place)
@@ -122,6 +134,37 @@ class Request:
             cut_question=self.cut_question,
             share_at=self.share_at,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Laid:
+    """A text, or several in shared windows, and the items that ask about it.
+
+    Attributes:
+        place: Of the text, or of the first.
+        items: At least one.
+        slices: Of which part of the text each item is; none if one item has all of it.
+        parts: Where each of several texts lies.
+    """
+
+    place: int
+    items: list[PruneItem]
+    slices: list[Slice]
+    parts: list[Part] | None
+
+    @classmethod
+    def of(cls, item: PruneItem, place: int, parts: list[Part] | None = None) -> Self:
+        cut = slices(item, place)
+        return cls(place, [each.item for each in cut] or [item], cut, parts)
+
+    def scores(self, found: Sequence[PruneScores]) -> list[PruneScores]:
+        """What was said of each text."""
+        one = whole(found, self.slices) if self.slices else found[0]
+        return [one] if self.parts is None else part(one, self.parts)
+
+
+def _is_blank(text: object) -> bool:
+    return isinstance(text, str) and not text.strip()
 
 
 def _bounds(spans: Sequence[tuple[int, int]] | None, place: int) -> tuple[list[int] | None, list[int] | None]:
@@ -140,9 +183,13 @@ def _bounds(spans: Sequence[tuple[int, int]] | None, place: int) -> tuple[list[i
 def asked(question: str, texts: Sequence[str], options: Mapping[str, object]) -> tuple[Request, Policy]:
     """Options apart: how the texts are read, and what is kept of them. Raises `ConfigError`."""
     reading = {name: value for name, value in options.items() if name in _READING}
-    policy = Policy.of({name: value for name, value in options.items() if name not in _READING}, beside=_READING)
+    policy = _policy(options)
     share_at = policy.threshold if policy.rule == "own" else None
     return Request(question=question, texts=texts, share_at=share_at, **reading), policy  # type: ignore[arg-type]
+
+
+def _policy(options: Mapping[str, object]) -> Policy:
+    return Policy.of({name: value for name, value in options.items() if name not in _READING}, beside=_READING)
 
 
 def asked_batch(
@@ -156,7 +203,7 @@ def asked_batch(
     for name, values in (("titles", titles), ("spans", spans)):
         if values is not None and len(values) != len(given):
             raise ConfigError(f"{name} must be one list a question, so {len(given)}. Got {len(values)}")
-    _, policy = asked("", [], options)
+    policy = _policy(options)
     requests = []
     for place, (question, texts) in enumerate(given):
         own = {
@@ -164,7 +211,10 @@ def asked_batch(
             "titles": None if titles is None else titles[place],
             "spans": None if spans is None else spans[place],
         }
-        requests.append(asked(question, texts, own)[0])
+        try:
+            requests.append(asked(question, texts, own)[0])
+        except ConfigError as error:
+            raise ConfigError(f"question {place}: {error}") from error
     return policy, requests
 
 

@@ -130,9 +130,13 @@ class Calibration:
                     f"{told[1]}; {advice}, or calibrate again {told[1]} ({command})"
                 )
 
+    def as_dict(self) -> dict[str, Any]:
+        """The fields and the format, as JSON has them."""
+        return {"format": FORMAT, **asdict(self)}
+
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
-        Path(path).write_text(json.dumps({"format": FORMAT, **asdict(self)}) + "\n", encoding="utf-8")
+        Path(path).write_text(json.dumps(self.as_dict()) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -145,15 +149,21 @@ class Calibration:
             ) from error
         except ValueError as error:
             raise ConfigError(f"the calibration {path} is not valid JSON ({error})") from error
-        version = found.pop("format", None) if isinstance(found, dict) else None
+        return cls.of(found, name=str(path))
+
+    @classmethod
+    def of(cls, told: Any, *, name: str) -> Self:
+        """Read what `as_dict` gives, `name` for messages. Raises `ConfigError` if it is none of these."""
+        found = dict(told) if isinstance(told, dict) else {}
+        version = found.pop("format", None)
         if version != FORMAT:
-            raise ConfigError(f"the calibration {path} must be an object of format {FORMAT}. Got format {version!r}")
+            raise ConfigError(f"the calibration {name} must be an object of format {FORMAT}. Got format {version!r}")
         try:
-            for name in ("thresholds", "risks"):
-                found[name] = tuple(float(value) for value in found[name])
+            for values in ("thresholds", "risks"):
+                found[values] = tuple(float(value) for value in found[values])
             return cls(**found)
         except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"the calibration {path} is damaged ({error})") from error
+            raise ConfigError(f"the calibration {name} is damaged ({error})") from error
 
 
 def calibrate(

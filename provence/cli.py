@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,8 @@ from rich.markup import escape
 from typer import Argument, Option
 from typer.core import TyperGroup
 
-from datapipe.errors import ConfigError, DatapipeError, ItemError, OutputError, SourceError
+from datapipe.errors import ConfigError, DatapipeError, OutputError, SourceError
+from provence.words import STDIN, called, in_words_of_a_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,13 +47,6 @@ _KINDS = {
     ".markdown": "markdown",
     ".md": "markdown",
 } | dict.fromkeys((".c", ".cc", ".cpp", ".go", ".h", ".java", ".js", ".py", ".rb", ".rs", ".sh", ".sql", ".ts"), "code")
-STDIN = "-"
-
-_OPTION = re.compile(
-    r"(?<![\w./-])'?(target_recall|budget_tokens|top_n|min_keep|always_keep_first|cut_question)'?(?:=True)?(?![\w/-]|\.\w)"
-    r"|'(threshold|pin)'(?= option)|^(threshold)(?= and )"
-)
-"""An option of pruning in a message, as the API calls it."""
 
 
 class _Commands(TyperGroup):
@@ -126,7 +119,8 @@ def prune(  # noqa: PLR0913 - each is an option
         bool, Option("--cut-question", help="Cut a question too long for the model instead of refusing it.")
     ] = False,
     calibration: Annotated[
-        Path | None, Option(help="File of `provence calibrate`, for --target-recall; default: the model's own.")
+        Path | None,
+        Option(help="File of `provence calibrate`, for --target-recall; default: the model's own, also at --server."),
     ] = None,
     model: Annotated[str, Option(help="default, a folder, a cached hub id, or a name at --server.")] = "default",
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
@@ -169,7 +163,7 @@ def prune(  # noqa: PLR0913 - each is an option
     }
     from provence.policy import Policy
 
-    with _in_words_of_a_command(names):
+    with in_words_of_a_command(names):
         Policy.of(policy)  # a mistake is found before a model is loaded
         texts = _read(names)
         engine: Any = {"device": device, "backend": backend, "calibration": calibration}
@@ -195,30 +189,6 @@ def _refuse_together(kind: str | None, *, server: str | None, device: str, backe
     for option, given in (("--backend", backend != "torch"), ("--device", device != "auto")):
         if given and server is not None:
             raise ConfigError(f"{option} and --server exclude each other: the server says how its model runs")
-
-
-@contextmanager
-def _in_words_of_a_command(names: Sequence[str]) -> Iterator[None]:
-    """Errors of pruning with options as they are typed, and a file where the API has the place of an item."""
-    try:
-        yield
-    except ItemError as error:
-        said, file = _typed(str(error)), _called(names[error.index])
-        said = said.replace(f"the question of item {error.index} ", "the question ")
-        named = re.sub(rf"\bitem {error.index}\b", lambda _: file, said)
-        raise ItemError(named, index=error.index) from error
-    except ConfigError as error:
-        raise ConfigError(_typed(str(error))) from error
-
-
-def _typed(message: str) -> str:
-    """A message with `--target-recall` for `target_recall`, and so on."""
-    message = message.replace("calibration= (--calibration)", "--calibration")
-    return _OPTION.sub(lambda found: "--" + next(filter(None, found.groups())).replace("_", "-"), message)
-
-
-def _called(name: str) -> str:
-    return "standard input" if name == STDIN else name
 
 
 def _read(names: Sequence[str]) -> list[str]:
@@ -261,7 +231,7 @@ def _opened(model: str, *, server: str | None, **engine: Any) -> Iterator[Pruner
 def _shown(name: str, text: str, context: PrunedContext) -> Shown:
     from provence.render import Shown
 
-    return Shown(_called(name), text, context)
+    return Shown(called(name), text, context)
 
 
 def _told(shown: Shown) -> dict[str, Any]:

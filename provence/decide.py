@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from provence.policy import Policy
     from provence.task import PruneScores
 
-__all__ = ["Decision", "decide", "ranked"]
+__all__ = ["Decision", "decide", "ranked", "relevance_order"]
 
 _REPAIR_STEPS = 2
 """Antecedents of antecedents that are brought back."""
@@ -83,9 +83,17 @@ def decide(
 
 
 def ranked(scores: Sequence[PruneScores], top_n: int | None) -> list[int]:
-    """Places of the texts: all in their order, or the `top_n` most relevant, best first; ties by place."""
+    """Places of the texts: all in their order, or the `top_n` most relevant, best first; ties by place.
+
+    Texts without a token come last.
+    """
     places = list(range(len(scores)))
-    return places if top_n is None else sorted(places, key=lambda place: -scores[place].score)[:top_n]
+    return places if top_n is None else sorted(places, key=lambda place: relevance_order(scores[place]))[:top_n]
+
+
+def relevance_order(scores: PruneScores) -> tuple[bool, float]:
+    """What texts are sorted by, best first: those without a token come last, whatever the scale of the others."""
+    return not scores.lengths.any(), -scores.score
 
 
 class _Text:

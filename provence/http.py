@@ -1,6 +1,7 @@
 """`POST /v1/prune`: documents without what a query does not need, and their relevance.
 
     {"query", "documents", ...} -> PruneItem -> worker -> scores -> decisions -> kept text, spans and sentences
+    POST /v1/prune/calibration: {"model"} -> the calibration beside a model, for clients that decide
 
 Served by `datapipe serve`, which finds `ROUTES` among its entry points. Raises `InvalidRequestError`, which names the
 field at fault, and what the worker raises.
@@ -19,8 +20,10 @@ from datapipe.errors import ConfigError
 from datapipe.workers.folder import resolve
 from datapipe.workers.http.errors import InvalidRequestError
 from datapipe.workers.http.route import Route
+from provence.asking import placed
 from provence.assemble import Request, contexts
 from provence.calibration import Calibration
+from provence.home import CALIBRATION_PATH
 from provence.loading import CALIBRATION
 from provence.policy import AIMS, OPTIONS, EmptyPolicy, Pin, Policy, RuleName
 from provence.render import values
@@ -31,7 +34,15 @@ if TYPE_CHECKING:
     from datapipe.workers.spec import ModelSpec
     from provence.results import PrunedContext
 
-__all__ = ["PRUNE", "ROUTES", "PruneRequest", "PruneResponse"]
+__all__ = [
+    "CALIBRATED",
+    "PRUNE",
+    "ROUTES",
+    "CalibrationRequest",
+    "CalibrationResponse",
+    "PruneRequest",
+    "PruneResponse",
+]
 
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Count: TypeAlias = Annotated[int, Field(ge=0, le=1 << 31)]
@@ -74,7 +85,7 @@ class PruneRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    query: str
+    query: str = Field(description="Any text but white space alone.")
     documents: Annotated[
         list[str | PruneDocument],
         BeforeValidator(_documents),
@@ -129,7 +140,10 @@ class PruneResult(BaseModel):
     """A document without what the query does not need."""
 
     index: int = Field(description="Place of the document in the request.")
-    relevance_score: float = Field(description="On the model's own scale; higher is better.")
+    relevance_score: float = Field(
+        description="On the model's own scale, higher is better: of the default pruner a logit, whose sigmoid lies in "
+        "0-1. Empty documents have -10,000; joint ones their best sentence's probability."
+    )
     pruned_text: str = Field(description="The kept spans of the document, one after another.")
     kept_spans: list[tuple[int, int]] = Field(description="Offsets, in Unicode code points, of what is kept.")
     sentences: list[PrunedSentence]
@@ -152,6 +166,21 @@ class PruneResponse(BaseModel):
     truncated: bool = Field(description="Whether the model saw only the beginning of the query.")
 
 
+class CalibrationRequest(BaseModel):
+    """Whose calibration is asked for."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: Annotated[str | None, Field(description="A served pruner; left out or `default`: the first.")] = None
+
+
+class CalibrationResponse(BaseModel):
+    """A model's calibration."""
+
+    model: str
+    calibration: dict[str, Any] = Field(description="What `provence calibrate` writes.")
+
+
 async def prune(request: PruneRequest, call: Call) -> dict[str, Any]:
     """Documents without the sentences that a query does not need."""
     asked, policy = _asked(request), _policy(request)
@@ -159,8 +188,9 @@ async def prune(request: PruneRequest, call: Call) -> dict[str, Any]:
     calibration = await asyncio.to_thread(_calibration, call, spec) if policy.target_recall is not None else None
     if calibration is not None:
         _check(asked, calibration)
-    items = await asyncio.to_thread(lambda: asked.items)
-    found = await call.run("prune", items, model=spec.name)
+    with placed(asked):
+        items = await asyncio.to_thread(lambda: asked.items)
+        found = await call.run("prune", items, model=spec.name)
     told = await asyncio.to_thread(
         lambda: contexts(asked.texts, asked.scores(found), policy, calibration=calibration),
     )
@@ -173,8 +203,17 @@ async def prune(request: PruneRequest, call: Call) -> dict[str, Any]:
     }
 
 
+async def calibration(request: CalibrationRequest, call: Call) -> dict[str, Any]:
+    """The thresholds behind target_recall, for clients that decide themselves."""
+    spec = call.service.offer.find("prune", request.model)
+    found = await asyncio.to_thread(_calibration, call, spec)
+    return {"model": spec.name, "calibration": found.as_dict()}
+
+
 def _asked(request: PruneRequest) -> Request:
     """Texts with their titles. Raises `InvalidRequestError`."""
+    if not request.query.strip():
+        raise InvalidRequestError("query must hold more than white space", param="query")
     documents = [PruneDocument(text=found) if isinstance(found, str) else found for found in request.documents]
     titles = [document.title for document in documents]
     if request.titles is not None:
@@ -246,5 +285,7 @@ def _result(context: PrunedContext) -> dict[str, Any]:
 
 PRUNE = Route("/v1/prune", PruneRequest, PruneResponse, prune)
 
-ROUTES = (PRUNE,)
+CALIBRATED = Route(CALIBRATION_PATH, CalibrationRequest, CalibrationResponse, calibration)
+
+ROUTES = (PRUNE, CALIBRATED)
 """What this package adds to a server."""

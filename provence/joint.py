@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datapipe.errors import ItemError
+from provence.sliced import MOST_CHARACTERS
 from provence.tokens import check_item, units_of
 
 if TYPE_CHECKING:
@@ -23,10 +24,7 @@ if TYPE_CHECKING:
     from provence.task import PruneItem, PruneScores
     from provence.units.unit import Unit
 
-__all__ = ["MOST_CHARACTERS", "Part", "join", "part"]
-
-MOST_CHARACTERS = 1 << 15
-"""Characters of joined texts at most, unless one alone has more: some twenty windows of 512 tokens."""
+__all__ = ["Part", "join", "part"]
 
 _SEPARATOR = "\n\n"
 
@@ -46,6 +44,8 @@ class Part:
 
 def join(items: Sequence[PruneItem]) -> list[tuple[PruneItem, list[Part]]]:
     """Items of the texts one after another, and where each text lies in its item.
+
+    An item has at most `MOST_CHARACTERS`, unless one text alone has more.
 
     Args:
         items: Of one question.

@@ -103,7 +103,10 @@ class PruneOptions(BaseModel):
         return self.__copy__()
 
     def close(self) -> None:
-        """Close the pruner that was opened here, with its model; a `worker` stays open. May be called again."""
+        """Close the pruner that was opened here, with its model; a `worker` stays open. May be called again.
+
+        A call after that opens another.
+        """
         opened, self._opened = self._opened, None
         if opened is not None:
             opened[1].close()

@@ -26,7 +26,19 @@ if TYPE_CHECKING:
     from provence.tokens import UnitTokenizer, UnitTokens
     from provence.windows import Window
 
-__all__ = ["PreparedText", "Preparer", "RawScores", "plain_question", "unit_scores"]
+__all__ = [
+    "EMPTY_SCORE",
+    "PreparedText",
+    "Preparer",
+    "RawScores",
+    "plain_question",
+    "relevance",
+    "unit_scores",
+    "window_length",
+]
+
+EMPTY_SCORE = -1e4
+"""Relevance of a text without a token, such as one of white space: below what any model gives for others."""
 
 _TITLE_SHARE = 8
 """Fraction of a window that a title may take: an eighth."""
@@ -67,6 +79,20 @@ class RawScores(NamedTuple):
     probabilities: Float32
     shares: Float32 | None
     score: float
+
+
+def window_length(asked: int | None, conduct: Conduct, *, positions: int) -> int:
+    """Tokens of a window: those asked for, else the model's own.
+
+    Raises:
+        ConfigError: They are more than the positions that the model has.
+    """
+    if asked is not None and asked > positions:
+        raise ConfigError(
+            f"max_length must be at most {positions:,} for this model, which has no more positions. Got {asked:,}; "
+            "longer texts are read in several windows anyway"
+        )
+    return min(asked or conduct.max_length, positions)
 
 
 class Preparer:
@@ -165,12 +191,17 @@ def unit_scores(raw: RawScores, prepared: PreparedText, conduct: Conduct) -> Pru
         lengths=text.lengths,
         probabilities=raw.probabilities,
         shares=raw.shares,
-        score=raw.score,
+        score=relevance(raw, prepared),
         tokens=prepared.tokens,
         truncated=prepared.truncated,
         rule=conduct.rule,
         threshold=conduct.threshold,
     )
+
+
+def relevance(raw: RawScores, prepared: PreparedText) -> float:
+    """The score of the best window, on the model's own scale; `EMPTY_SCORE` where there is nothing to score."""
+    return raw.score if len(prepared.text.ids) else EMPTY_SCORE
 
 
 def plain_question(question: str) -> str:

@@ -4,27 +4,26 @@
 
 One worker call carries all texts of a call, so they share batches. Decisions are taken here, on the scores that come
 back; another policy needs no other pass. Raises `ConfigError` for options that are out of range or contradict each
-other, `ItemError` for an unusable text or question (its index counts the texts of the call), and what the worker
-raises.
+other or an empty question, `ItemError` for an unusable text or question (its index counts the texts of the call),
+`WorkerStoppedError` once it is closed, and what the worker raises.
 """
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from dataclasses import replace
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Self, Unpack, get_args
+from typing import TYPE_CHECKING, Self, Unpack
 
-from datapipe.errors import ConfigError
 from datapipe.workers.protocol import Priority
-from datapipe.workers.tasks.rerank import RerankItem
+from provence.asking import answers, how, placed
 from provence.assemble import Request, asked, asked_batch, contexts
-from provence.home import Home
-from provence.loading import DEFAULT, Backend, named, read_calibration, resolved
+from provence.decide import relevance_order
+from provence.home import opened
+from provence.loading import DEFAULT, read_calibration
 from provence.policy import Policy
+from provence.recall import Promise
 from provence.results import Ranked
-from provence.stream import in_order
+from provence.stream import one_by_one
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
@@ -35,13 +34,12 @@ if TYPE_CHECKING:
     from datapipe.workers.spec import DtypeName
     from provence.assemble import BatchArguments, PruneArguments
     from provence.calibration import Calibration
+    from provence.home import Home
+    from provence.loading import Backend
     from provence.results import PrunedContext
     from provence.task import PruneScores
 
 __all__ = ["Pruner"]
-
-ONLINE_ITEMS = 1024
-"""A call of more texts than this is bulk work unless it says otherwise."""
 
 STREAM_AHEAD = 8
 
@@ -49,17 +47,16 @@ STREAM_AHEAD = 8
 class Pruner:
     """Prunes texts for questions; made by `Pruner.load`. Several threads and event loops may use one.
 
-    It can be pickled: a copy with a remote worker uses the same server, a copy without loads its model again when it is
-    first used.
+    It is a context manager that closes itself at the end, and can be pickled: a copy with a remote worker uses the same
+    server, a copy without loads its model again when it is first used.
 
     Args:
         home: The model and where it runs.
-        calibration: Where `target_recall` finds its thresholds.
+        calibration: Where `target_recall` finds its thresholds; None looks beside the model.
     """
 
     def __init__(self, home: Home, *, calibration: Calibration | None = None) -> None:
-        self._home, self._calibration = home, calibration
-        self._checked = False
+        self._home, self._promise = home, Promise(home, calibration)
 
     @classmethod
     def load(
@@ -80,33 +77,24 @@ class Pruner:
             device: `auto`, `cpu`, `cuda`, `cuda:N`; not with `worker`.
             dtype: Precision. None follows the hardware, but takes float32 on the CPU for models of other families.
                 Not with `worker`.
-            max_length: Tokens of a window at most; None takes the model's own. Not with `worker`.
+            max_length: Tokens of a window at most, no more than the model can take; None takes its own. Not with
+                `worker`.
             backend: `torch`, or `onnx` for int8 on the CPU by onnxruntime, without torch: for models of our own layout,
                 and for those that `provence export` wrote. Not with `worker`.
             worker: Where the model runs; None makes one in this process.
-            calibration: A calibration or its file; None takes calibration.json in the model's folder, if there is one,
-                but not for `onnx`, whose probabilities differ.
+            calibration: A calibration or its file; None takes calibration.json in the model's folder, also where a
+                `LocalWorker` or a server has it, but not for `onnx`, whose probabilities differ.
 
         Raises:
             ModelError: There is no such model, or it cannot be loaded.
             ConfigError: An option is out of range, or stated beside `worker`.
         """
-        if backend not in get_args(Backend):
-            raise ConfigError(f"backend must be one of {', '.join(get_args(Backend))}. Got {backend!r}")
-        if worker is not None:
-            if device != "auto" or dtype is not None or max_length is not None or backend != "torch":
-                raise ConfigError("device, dtype, max_length and backend are the worker's own matter; state them there")
-            return cls(Home(str(model), worker=worker), calibration=read_calibration(calibration))
-        if backend == "onnx":
-            if device not in {"auto", "cpu"} or dtype is not None:
-                raise ConfigError("the backend onnx computes in int8 on the CPU: leave device and dtype out")
-            own = named(str(model))
-            spec, folder = replace(own, max_length=max_length or own.max_length), None
-        else:
-            spec, folder = resolved(str(model), device=device, dtype=dtype, max_length=max_length)
-        home = Home(spec.name, spec=spec, device=device, backend=backend)
+        home, folder = opened(
+            str(model), device=device, dtype=dtype, max_length=max_length, backend=backend, worker=worker
+        )
         pruner = cls(home, calibration=read_calibration(calibration, folder))
-        _ = home.digest  # loads it
+        if worker is None:
+            _ = home.digest  # loads it
         return pruner
 
     def __enter__(self) -> Self:
@@ -142,10 +130,11 @@ class Pruner:
         """Cut from each text what the question does not need.
 
         Args:
-            question: Any text.
+            question: Any text but white space alone.
             texts: Any number.
-            priority: Whose batches go first; None is `ONLINE`, and `BULK` for more than 1,024 texts.
-            deadline: Seconds from now after which nothing more begins; None waits for ever.
+            priority: Whose batches go first; None is `ONLINE`, and `BULK` for more than 1,024 texts or 262,144
+                characters.
+            deadline: Seconds from now after which nothing more begins, also of a long text; None waits for ever.
             options: How the texts are read, fields of `Request`: `titles` (one a text, shown to the model), `kinds`
                 (`auto`, `prose`, `markdown`, `code`, `json`, `log`), `spans` (own units of each text), `joint` (texts
                 share windows; a text's relevance is then its most probable unit's probability), `cut_question`. What
@@ -157,7 +146,8 @@ class Pruner:
         """
         request, policy = asked(question, texts, options)
         worker = self._ready(policy, [request])
-        found = worker.run("prune", request.items, model=self.model, **_how(priority, deadline, len(texts)))
+        with placed(request):
+            found = worker.run("prune", request.items, model=self.model, **how(priority, deadline, texts))
         return self._contexts(request, found, policy)
 
     async def aprune(
@@ -172,8 +162,9 @@ class Pruner:
         """The same as `prune`, without blocking the event loop; cancelling it takes what waits of it off the queue."""
         request, policy = asked(question, texts, options)
         worker = await self._aready(policy, [request])
-        items = await asyncio.to_thread(lambda: request.items) if request.joint else request.items
-        found = await worker.arun("prune", items, model=self.model, **_how(priority, deadline, len(texts)))
+        with placed(request):
+            items = await asyncio.to_thread(lambda: request.items)
+            found = await worker.arun("prune", items, model=self.model, **how(priority, deadline, texts))
         return await asyncio.to_thread(self._contexts, request, found, policy)
 
     def prune_batch(
@@ -198,12 +189,17 @@ class Pruner:
                 for each question by itself.
 
         Returns:
-            A list a question, as `prune` gives it. An `ItemError` counts the texts of all questions.
+            A list a question, as `prune` gives it. An `ItemError` names question and text; its index counts the texts
+            of all questions.
         """
         policy, requests = asked_batch(pairs, titles, spans, options)
         worker = self._ready(policy, requests)
-        found = self._answers(requests, worker, priority, deadline)
-        return [self._contexts(request, scores, policy) for request, scores in zip(requests, found, strict=True)]
+        found = answers(requests, worker, model=self.model, priority=priority, deadline=deadline)
+        calibration = self._promise.of(policy)
+        return [
+            contexts(request.texts, scores, policy, calibration=calibration)
+            for request, scores in zip(requests, found, strict=True)
+        ]
 
     def scores(
         self,
@@ -216,8 +212,7 @@ class Pruner:
     ) -> list[PruneScores]:
         """What the model says of each text, without a decision; arguments as in `prune`."""
         request, _ = asked(question, texts, options)
-        found = self._home.worker.run("prune", request.items, model=self.model, **_how(priority, deadline, len(texts)))
-        return request.scores(found)
+        return self._scores(request, priority, deadline)
 
     def scores_batch(
         self,
@@ -231,8 +226,7 @@ class Pruner:
     ) -> list[list[PruneScores]]:
         """What the model says of each text of each question, without a decision; arguments as in `prune_batch`."""
         _, requests = asked_batch(pairs, titles, spans, options)
-        found = self._answers(requests, self._home.worker, priority, deadline)
-        return [request.scores(scores) for request, scores in zip(requests, found, strict=True)]
+        return answers(requests, self._home.worker, model=self.model, priority=priority, deadline=deadline)
 
     async def stream(
         self,
@@ -250,18 +244,10 @@ class Pruner:
             ahead: Texts that are computed at a time.
             options: As `prune` takes them; `budget_tokens`, `top_n` and `joint` are refused, for they need all texts.
         """
-        refused = [name for name in ("budget_tokens", "top_n", "joint") if options.get(name)]
-        if refused or ahead < 1:
-            what = f"{refused[0]} needs all texts at once" if refused else f"ahead must be at least 1. Got {ahead}"
-            raise ConfigError(f"stream prunes texts one by one: {what}")
-        place = 0
-        async with aclosing(
-            in_order(texts, lambda text: self.aprune(question, [text], **options), ahead=ahead)
-        ) as parts:
-            async for found in parts:
-                for context in found:
-                    yield replace(context, index=place)
-                place += 1
+        found = one_by_one(texts, lambda text: self.aprune(question, [text], **options), ahead=ahead, options=options)
+        async with aclosing(found) as pruned:
+            async for context in pruned:
+                yield context
 
     def rerank(
         self,
@@ -274,53 +260,41 @@ class Pruner:
     ) -> list[Ranked]:
         """The texts by relevance, best first, ties in their order; a question too long for the model is cut.
 
+        Texts of white space alone come last, with a score of -10,000.
+
         Args:
-            question: Any text.
+            question: Any text but white space alone.
             texts: Any number.
             top_n: The best so many, at least 1; None gives all.
             priority: As in `prune`.
             deadline: As in `prune`.
         """
         _ = Policy(top_n=top_n)  # refuses what is no number of texts
-        items = [RerankItem(question, text) for text in Request(question=question, texts=texts).texts]
-        found = self._home.worker.run("prune_rerank", items, model=self.model, **_how(priority, deadline, len(texts)))
-        order = sorted(range(len(found)), key=lambda index: -found[index].score)
+        found = self._scores(Request(question=question, texts=texts, cut_question=True), priority, deadline)
+        order = sorted(range(len(found)), key=lambda index: relevance_order(found[index]))
         return [Ranked(index, float(found[index].score)) for index in order[:top_n]]
 
     def close(self) -> None:
-        """Close the worker that `load` made; a worker that was given stays open. May be called again."""
+        """Close the worker that `load` made, and refuse to prune after; a worker that was given stays open.
+
+        May be called again; `with Pruner.load() as pruner:` does it at the end.
+        """
         self._home.close()
 
     def _ready(self, policy: Policy, requests: Sequence[Request]) -> Worker:
         """The worker, once it is sure that the calibration is of its model and of texts shown as these are."""
-        if policy.target_recall is not None and self._calibration is not None:
-            for request in requests:
-                request.check(self._calibration)
-            if not self._checked:
-                self._calibration.check(self.digest)
-                self._checked = True
+        self._promise.check(policy, requests)
         return self._home.worker
 
     async def _aready(self, policy: Policy, requests: Sequence[Request]) -> Worker:
-        settled = policy.target_recall is None or self._checked
-        if settled and self._home.open is not None:
+        if self._promise.settled(policy) and self._home.open is not None:
             return self._ready(policy, requests)
         return await asyncio.to_thread(self._ready, policy, requests)
 
-    def _answers(
-        self, requests: Sequence[Request], worker: Worker, priority: Priority, deadline: float | None
-    ) -> list[list[PruneScores]]:
-        """Scores of all items of all requests, from one call."""
-        parts = [request.items for request in requests]
-        items = [item for part in parts for item in part]
-        found = iter(worker.run("prune", items, model=self.model, priority=priority, deadline=deadline))
-        return [list(islice(found, len(part))) for part in parts]
+    def _scores(self, request: Request, priority: Priority | None, deadline: float | None) -> list[PruneScores]:
+        told = how(priority, deadline, request.texts)
+        with placed(request):
+            return request.scores(self._home.worker.run("prune", request.items, model=self.model, **told))
 
     def _contexts(self, request: Request, found: Sequence[PruneScores], policy: Policy) -> list[PrunedContext]:
-        return contexts(request.texts, request.scores(found), policy, calibration=self._calibration)
-
-
-def _how(priority: Priority | None, deadline: float | None, texts: int) -> dict[str, Any]:
-    if priority is None:
-        priority = Priority.ONLINE if texts <= ONLINE_ITEMS else Priority.BULK
-    return {"priority": priority, "deadline": deadline}
+        return contexts(request.texts, request.scores(found), policy, calibration=self._promise.of(policy))

@@ -48,7 +48,10 @@ class PrunedContext:
             between two units, what follows its last line break belongs to the second, the rest to the first; after the
             last kept unit there is none.
         sentences: All units, in order.
-        relevance_score: How well the whole text fits the question, on the model's own scale; higher is better.
+        relevance_score: How well the whole text fits the question, on the model's own scale; higher is better. The
+            default model and Provence give a logit, which may be negative: its sigmoid lies in 0-1 and orders texts
+            alike. Open Provence gives 0-1 itself. A text of white space alone has -10,000, below every other; among
+            texts that share windows (`joint`) it is 0, and that of the others their most probable unit's, 0-1.
         compression: Share of the input's characters that was cut, 0-1; 0 for an empty input.
         tokens: Tokens of the input, in the model's own count.
         truncated: Whether the model saw only part of the question (`cut_question`).
@@ -70,7 +73,7 @@ class Ranked:
 
     Attributes:
         index: Place of the text in the call.
-        relevance_score: On the model's own scale; higher is better.
+        relevance_score: On the model's own scale, as `PrunedContext` has it; higher is better.
     """
 
     index: int

@@ -1,18 +1,49 @@
-"""Work on things as they arrive, some at a time, with the results in the order of arrival."""
+"""Work on things as they arrive, some at a time, with the results in the order of arrival.
+
+    texts as they arrive -> one_by_one -> aprune, some at a time -> in_order -> PrunedContext, in the order of the texts
+
+`one_by_one` raises `ConfigError` for options that need all texts at once.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine
+from datapipe.errors import ConfigError
 
-__all__ = ["in_order"]
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Mapping
+
+    from provence.results import PrunedContext
+
+__all__ = ["in_order", "one_by_one"]
 
 _Given = TypeVar("_Given")
 _Made = TypeVar("_Made")
+
+
+async def one_by_one(
+    texts: AsyncIterable[str],
+    aprune: Callable[[str], Coroutine[Any, Any, list[PrunedContext]]],
+    *,
+    ahead: int,
+    options: Mapping[str, object],
+) -> AsyncGenerator[PrunedContext, None]:
+    """What pruning leaves of each text, with its place among all; see `Pruner.stream`."""
+    refused = [name for name in ("budget_tokens", "top_n", "joint") if options.get(name)]
+    if refused or ahead < 1:
+        what = f"{refused[0]} needs all texts at once" if refused else f"ahead must be at least 1. Got {ahead}"
+        raise ConfigError(f"stream prunes texts one by one: {what}")
+    place = 0
+    async with aclosing(in_order(texts, aprune, ahead=ahead)) as parts:
+        async for found in parts:
+            for context in found:
+                yield replace(context, index=place)
+            place += 1
 
 
 async def in_order(

@@ -39,7 +39,7 @@ class PruneItem:
 
     Attributes:
         question: Any text.
-        text: Any text; an empty one has no units.
+        text: Any text; an empty one has no units. It is computed in one go, however long (see `sliced`).
         title: Shown to the model at the head of each window, not scored; cut to an eighth of one.
         kind: How the text is read (`provence.units.TextKind`).
         starts: Offsets at which the caller's own units begin; None lets the text be split.
@@ -70,7 +70,8 @@ class PruneScores:
         lengths: Tokens of each unit.
         probabilities: Mean keep probability of its tokens, 0-1.
         shares: Share of its tokens with a keep probability above `share_at`; None where the model's rule is `mean`.
-        score: Relevance of the text, on the model's own scale; the best of its windows.
+        score: Relevance of the text, on the model's own scale; the best of its windows. A text without a token has
+            `prepare.EMPTY_SCORE`.
         tokens: Tokens of question, title and text, special tokens not counted; those of the text's units alone
             where texts share windows.
         truncated: Whether the question was cut.
@@ -159,9 +160,14 @@ class PruneTask:
 
     @classmethod
     def open(cls, folder: ModelFolder, *, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Self:
-        """Load a pruner of any family. Raises `ModelError` if the folder holds none."""
+        """Load a pruner of any family.
+
+        Raises:
+            ModelError: The folder holds none.
+            ConfigError: The spec's `max_length` is more than the model has positions, or too little for a pair.
+        """
         from provence.families import open_model
-        from provence.prepare import Preparer
+        from provence.prepare import Preparer, window_length
         from provence.sums import CHUNK_TOKENS
         from provence.tokens import UnitTokenizer
 
@@ -172,7 +178,7 @@ class PruneTask:
                 f"model {folder.name}: tokenizer.json has {tokenizer.vocabulary} tokens, but the model only "
                 f"{model.vocabulary}: they do not belong together"
             )
-        longest = min(spec.max_length or model.conduct.max_length, model.positions)
+        longest = window_length(spec.max_length, model.conduct, positions=model.positions)
         preparer = Preparer(tokenizer, model.conduct, max_length=longest)
         return cls(preparer, model, chunk_tokens=CHUNK_TOKENS[device.type])
 
@@ -260,8 +266,10 @@ class PruneRerankTask:
         return self._base.forward(batch)
 
     def finish(self, raw: RawScores, prepared: PreparedText) -> RerankScore:
-        """The score of the best window."""
-        return RerankScore(raw.score, prepared.tokens, prepared.truncated)
+        """The score of the best window; `EMPTY_SCORE` for a document without a token."""
+        from provence.prepare import relevance
+
+        return RerankScore(relevance(raw, prepared), prepared.tokens, prepared.truncated)
 
 
 def prune_items(pairs: Sequence[Item], *, first: int = 0) -> list[PruneItem]:

@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 from typer import Argument, Option
 
-from datapipe.errors import OutputError
+from datapipe.errors import ConfigError, OutputError
+from provence.words import in_words_of_a_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,8 +60,10 @@ def evaluate(  # noqa: PLR0913 - each is an option of the command
     from provence.evaluation.report import NOTE
 
     names = {"all": list(BASELINES), "none": []}.get(baselines, baselines.split(","))
-    pruner = None if model == "none" else _loaded(model, sets, device, backend)
-    with _bars(Console(stderr=True)) as progress:
+    if model == "none" and not names:
+        raise ConfigError("--model none and --baselines none leave nothing to measure: give one of them")
+    with in_words_of_a_command(), _bars(Console(stderr=True)) as progress:
+        pruner = None if model == "none" else _loaded(model, sets, device, backend)
         report = run.evaluate(
             pruner,
             sets,
@@ -101,8 +104,8 @@ def calibrate(  # noqa: PLR0913 - each is an option of the command
     """Find the thresholds at which a pruner keeps the asked share of what answers questions like those of SETS."""
     from provence.evaluation.recall import calibrate_pruner
 
-    pruner = _loaded(model, sets, device, backend)
-    with _bars(Console(stderr=True)) as progress:
+    with in_words_of_a_command(), _bars(Console(stderr=True)) as progress:
+        pruner = _loaded(model, sets, device, backend)
         found = calibrate_pruner(
             pruner,
             sets,
@@ -121,7 +124,7 @@ def calibrate(  # noqa: PLR0913 - each is an option of the command
         about = {"out": str(out), "model": found.model, "domain": found.domain, "questions": found.questions}
         typer.echo(json.dumps({**about, "highest_recall": most}))
     else:
-        typer.echo(f"{out}: {found.questions:,} questions of {found.domain}; target_recall up to {most:.4f}")
+        typer.echo(f"{out}: {found.questions:,} questions of {found.domain}; --target-recall up to {most:.4f}")
 
 
 def _loaded(model: str, sets: list[Path], device: str, backend: Any) -> Pruner:

@@ -31,7 +31,7 @@ from provence.onnx.export import spec_of_pruner
 from provence.onnx.layout import open_exported
 from provence.onnx.passes import TASKS, Call, Passes
 from provence.onnx.threads import Threads
-from provence.prepare import Preparer
+from provence.prepare import Preparer, window_length
 from provence.tokens import UnitTokenizer
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ class OnnxWorker:
                 f"model {spec.name}: tokenizer.json has {tokenizer.vocabulary} tokens, but the graph only "
                 f"{self._model.vocabulary}: they do not belong together"
             )
-        asked = max_length or spec.max_length or exported.conduct.max_length
-        longest = min(asked, exported.positions)
+        asked = max_length or spec.max_length
+        longest = window_length(asked, exported.conduct, positions=exported.positions)
         preparer = Preparer(tokenizer, exported.conduct, max_length=longest)
         self._loaded = LoadedOnnx(name or _written(model, spec), exported.digest, longest)
         self._threads = Threads(threads or physical_cores(), name="provence-onnx")

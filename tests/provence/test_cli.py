@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from datapipe.workers import LocalWorker, ModelSpec
 from provence import cli
 from provence.calibration import calibrate
+from tests.provence.conftest import write_pruner
 from tests.provence.faces import QUESTION, passages, served
 from tests.runs import ROOT
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from datapipe.workers import LocalWorker, ModelSpec
     from provence.pruner import Pruner
 
 
@@ -202,7 +203,7 @@ def test_a_calibration_makes_a_recall_possible(
     told = run(*options, "--calibration", path, *files).json
     assert {part["reason"] for found in told["results"] for part in found["sentences"]} <= {"recall", ""}
     assert any(found["pruned_text"] for found in told["results"])
-    missing = run(*options, *files).err
+    missing = " ".join(run(*options, *files).err.split())
     assert "--target-recall needs a calibration" in missing
     assert "pass it as --calibration" in missing
 
@@ -241,6 +242,38 @@ def test_what_is_wrong_is_one_line_on_standard_error_and_exit_1(
     assert done.out == b""
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
+    assert message in done.err
+
+
+def test_a_server_has_the_calibration_of_its_model(run: Callable[..., Done], files: list[Path], tmp_path: Path) -> None:
+    folder = write_pruner(tmp_path / "calibrated", seed=3)
+    spec = ModelSpec(name="calibrated", source=str(folder), task="prune")
+    with LocalWorker([spec], device="cpu") as worker, served(worker, spec) as url:
+        digest = worker.load("calibrated", task="prune").digest
+        calibrate([[0.01]] * 30, model="calibrated", digest=digest, domain="d").save(folder / "calibration.json")
+        where = ["--server", url, "--model", "calibrated"]
+        told = run("prune", "-q", QUESTION, *where, "--target-recall", 0.9, "--json", *files)
+    assert {part["reason"] for found in told.json["results"] for part in found["sentences"]} == {"recall"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["calibrate", "--limit", "0"], "--limit must be at least 1 question, or left out for all. Got 0"),
+        (["calibrate", "--split", "dev"], "no row of --split 'dev'"),
+        (["calibrate", "--backend", "jax"], "--backend must be one of torch, onnx. Got 'jax'"),
+        (["calibrate", "--backend", "onnx", "--device", "cuda"], "leave --device out"),
+        (["evaluate", "--baselines", "tfidf"], "--baselines has no baseline tfidf. There are keep_all"),
+        (["evaluate", "--model", "none", "--baselines", "none"], "leave nothing to measure"),
+    ],
+)
+def test_other_commands_say_their_options_as_they_are_typed(
+    run: Callable[..., Done], data: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    command, *options = arguments
+    given = [data / "squad20_dev.parquet", *options]
+    done = run(command, *given, *(["--out", tmp_path / "made.json"] if command == "calibrate" else ["--model", "none"]))
+    assert done.status == 1
     assert message in done.err
 
 

@@ -225,15 +225,31 @@ async def test_what_is_wrong_is_said_with_its_field(
     assert error_of(response)["param"] == param
 
 
+@pytest.mark.parametrize("query", ["", " \n"])
+async def test_a_query_of_nothing_is_refused_by_name(app: FastAPI, query: str) -> None:
+    response = await post(app, query=query)
+    assert response.status_code == 422
+    assert error_of(response)["param"] == "query"
+    assert "query must hold more than white space" in error_of(response)["message"]
+
+
+async def test_empty_documents_rank_last(app: FastAPI) -> None:
+    found = (await post(app, documents=["", *TEXTS, " "], top_n=7)).json()["results"]
+    assert [(each["index"], each["relevance_score"]) for each in found[-2:]] == [(0, -10_000), (6, -10_000)]
+    async with client_of(app) as client:
+        answer = await client.post("/v1/rerank", json={"query": QUESTION, "documents": ["", *TEXTS]})
+    assert answer.json()["results"][-1] == {"index": 0, "relevance_score": -10_000}
+
+
 @pytest.mark.parametrize("joint", [False, True])
 async def test_texts_of_nothing_are_no_error(app: FastAPI, *, joint: bool) -> None:
     texts = ["", " \n\t", "\x00", "\u200b\ufeff", "。", "e\u0301" * 3]
-    response = await post(app, query="", documents=texts, titles=[*["", " "] * 3], joint=joint, threshold=0)
+    response = await post(app, query="?", documents=texts, titles=[*["", " "] * 3], joint=joint, threshold=0)
     assert response.status_code == 200, response.text
     for text, result in zip(texts, response.json()["results"], strict=True):
         assert result["pruned_text"] == "".join(text[start:end] for start, end in result["kept_spans"])
         assert 0 <= result["compression"] <= 1
-    assert (await post(app, query="", documents=[""], joint=joint)).json()["results"][0]["pruned_text"] == ""
+    assert (await post(app, documents=[""], joint=joint)).json()["results"][0]["pruned_text"] == ""
 
 
 async def test_models_keys_and_limits_are_those_of_the_server(

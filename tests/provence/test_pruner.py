@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 import provence
-from datapipe.errors import ConfigError, ItemError, ModelNotFoundError
-from datapipe.workers import HttpWorker, Priority
+from datapipe.errors import ConfigError, DatapipeError, DeadlineError, ItemError, ModelNotFoundError, WorkerStoppedError
+from datapipe.workers import HttpWorker, LocalWorker, ModelSpec, Priority
 from datapipe.workers.http.app import create_app
-from provence import Pruner, families, loading
+from provence import Pruner, families, loading, sliced
 from provence.assemble import Request, contexts, kept_spans
 from provence.calibration import calibrate
-from provence.joint import MOST_CHARACTERS
 from provence.policy import PINS, Policy
+from provence.sliced import MOST_CHARACTERS
+from provence.task import PruneItem, PruneScores
 from provence.units.unit import TEXT_KINDS
 from tests.provence.conftest import write_pruner
 from tests.provence.families import checkpoints
@@ -36,9 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
 
-    from datapipe.workers import LocalWorker, ModelSpec
     from provence.results import PrunedContext
-    from provence.task import PruneItem, PruneScores
     from tests.provence.conftest import Sample
 
 QUESTION = "When did the oil crisis begin?"
@@ -250,7 +250,8 @@ def test_many_texts_in_joint_windows_are_several_items_of_a_bounded_size(pruner:
     several = [f"Anna wrote letter {place}. It rained." for place in range(6)]
     several[2] = "It rained. " * 3000
     request = Request(question="Who wrote?", texts=several, joint=True)
-    assert [len(item.text) > MOST_CHARACTERS for item in request.items] == [False, True, False]
+    assert request.owners == [0, 2, 2, 3]
+    assert all(len(item.text) < 1.1 * MOST_CHARACTERS for item in request.items)
     small = several[:2] + several[3:]
     found = pruner.prune("Who wrote?", [*small, *small], joint=True)
     assert [context.index for context in found] == list(range(10))
@@ -259,6 +260,108 @@ def test_many_texts_in_joint_windows_are_several_items_of_a_bounded_size(pruner:
     with pytest.raises(ItemError, match="item 3 holds half a surrogate pair") as caught:
         pruner.prune("Who?", [*several[:3], "\ud800"], joint=True)
     assert caught.value.index == 3
+
+
+def test_a_long_text_is_several_items_and_gives_what_one_gives(
+    pruner: Pruner, pruner_worker: LocalWorker, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sliced, "MOST_CHARACTERS", 3000)
+    text = "\n\n".join(sample.text for sample in samples)[:8000]
+    request = Request(question=QUESTION, texts=["a", text, "b"])
+    assert request.owners == [0, 1, 1, 1, 2]
+    assert all(len(item.text) < 3000 + 2 * 1200 for item in request.items)
+    (scores,) = pruner.scores(QUESTION, [text], titles=["Oil"])
+    (one,) = pruner_worker.run("prune", [PruneItem(QUESTION, text, title="Oil")], model=pruner.model)
+    assert isinstance(one, PruneScores)
+    for name in ("starts", "ends", "lengths", "parents"):
+        np.testing.assert_array_equal(getattr(scores, name), getattr(one, name))
+    assert (list(scores.kinds), scores.tokens) == (list(one.kinds), one.tokens)
+    apart = np.abs(scores.probabilities - one.probabilities)
+    assert apart[: len(apart) // 4].max() < 1e-4
+    assert np.median(apart) < 0.05  # windows begin anew in each item
+    (found,) = pruner.prune(QUESTION, [text])
+    assert_verbatim(text, found)
+    several = ["Ada wrote.", text, "It rained."]
+    for context, part in zip(pruner.prune(QUESTION, several, joint=True), several, strict=True):
+        assert_verbatim(part, context)
+    assert pruner.rerank(QUESTION, ["", text, " "])[0].index == 1
+
+
+def test_a_long_text_keeps_a_deadline_and_lets_others_go_first(pruner: Pruner, texts: list[str]) -> None:
+    text = "\n\n".join(texts) * 100
+    begun = time.monotonic()
+    with pytest.raises(DeadlineError):
+        pruner.prune(QUESTION, [text], deadline=0.3)
+    pruner.prune(QUESTION, ["It rained."])  # waits at most for the batch that runs
+    assert time.monotonic() - begun < 5
+
+
+def test_what_is_wrong_with_an_item_is_told_of_its_text(pruner: Pruner, texts: list[str]) -> None:
+    long = " ".join(texts) * 12
+    with pytest.raises(ItemError, match="text of item 2 must be text") as caught:
+        pruner.prune(QUESTION, [long, "a", 7])  # type: ignore[list-item]
+    assert caught.value.index == 2
+    for pairs, spans in [
+        ([("Who?", ["a"]), ("Why?", [long, "b", 7])], None),
+        ([("Who?", ["a"]), ("Why?", ["b", "c", "d"])], [None, [None, None, [7]]]),
+        ([("Who?", ["a"]), ("Why?", ["b", "c", "d"])], [None, [None, None, [(0, 9)]]]),
+    ]:
+        with pytest.raises(ItemError, match=r"text 2 of question 1\b") as caught:
+            pruner.prune_batch(pairs, spans=spans)  # type: ignore[arg-type]
+        assert caught.value.index == 3
+    with pytest.raises(ConfigError, match="question 1: the question is empty"):
+        pruner.prune_batch([("Who?", ["a"]), (" ", ["b"])])
+
+
+def test_texts_of_white_space_rank_last(pruner: Pruner, texts: list[str]) -> None:
+    some = ["", *texts, " \n\t"]
+    for joint in (False, True):
+        found = pruner.prune(QUESTION, some, top_n=7, joint=joint)
+        assert {context.index for context in found[-2:]} == {0, 6}
+    order = pruner.rerank(QUESTION, some)
+    assert [each.index for each in order[-2:]] == [0, 6]
+    assert {each.relevance_score for each in order[-2:]} == {-10_000}
+
+
+def test_a_closed_pruner_says_so(pruner_worker: LocalWorker, pruner_folder: Path) -> None:
+    with Pruner.load(pruner_folder, device="cpu") as own:
+        own.prune("who?", ["It rained."])
+    given = Pruner.load("random-pruner", worker=pruner_worker)
+    given.close()
+    for closed in (own, given):
+        with pytest.raises(
+            WorkerStoppedError, match=r"is closed, so it prunes no more; make another with Pruner\.load"
+        ):
+            closed.prune("who?", ["It rained."])
+        with pytest.raises(WorkerStoppedError, match="is closed"):
+            asyncio.run(closed.aprune("who?", ["It rained."]))
+    assert pruner_worker.health().state == "ok"
+
+
+def test_a_window_longer_than_the_model_is_refused(pruner_folder: Path) -> None:
+    for backend in ("torch", "onnx"):
+        with pytest.raises(ConfigError, match=r"max_length must be at most 512 for this model, .* Got 4,096"):
+            Pruner.load(pruner_folder, device="cpu", max_length=4096, backend=backend)  # type: ignore[arg-type]
+
+
+def test_a_workers_own_calibration_is_found(tmp_path: Path) -> None:
+    folder = write_pruner(tmp_path / "calibrated", seed=3)
+    spec = ModelSpec(name="calibrated", source=str(folder), task="prune")
+    with LocalWorker([spec], device="cpu") as worker, listening(create_app(worker, models=[spec])) as address:
+        digest = worker.load("calibrated", task="prune").digest
+        with HttpWorker(address) as remote:
+            for one, message in [(worker, "its folder has none"), (remote, "calibrated is not calibrated")]:
+                pruner = Pruner.load("calibrated", worker=one)  # type: ignore[arg-type]
+                with pytest.raises(DatapipeError, match=message):
+                    pruner.prune(QUESTION, ["It rained."], target_recall=0.9)
+            calibrate([[0.01]] * 30, model="c", digest=digest, domain="d").save(folder / "calibration.json")
+            for one in (worker, remote):
+                pruner = Pruner.load("calibrated", worker=one)
+                (found,) = pruner.prune(QUESTION, ["It rained."], target_recall=0.9)
+                assert found.sentences[0].reason == "recall"
+    unknown = Pruner.load("m", worker=object())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"object knows of none: make one .* pass it as calibration="):
+        unknown.prune(QUESTION, ["It rained."], target_recall=0.9)
 
 
 def test_a_token_threshold_goes_with_the_threshold_of_the_share_rule() -> None:
@@ -389,6 +492,8 @@ async def test_the_event_loop_is_free_while_many_texts_are_decided_on(
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
+        (lambda p: p.prune(" ", ["a"]), ConfigError, "the question is empty, so no text can be pruned for it"),
+        (lambda p: p.rerank("", ["a"]), ConfigError, "the question is empty"),
         (lambda p: p.prune("q", "a text"), ConfigError, "texts must be a list of texts"),
         (lambda p: p.prune("q", ["a"], titles=["t", "u"]), ConfigError, r"titles must be one a text, so 1\. Got 2"),
         (lambda p: p.prune("q", ["a"], titles="t"), ConfigError, "titles must be one a text, so 1. Got one string"),

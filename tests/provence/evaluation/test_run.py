@@ -213,6 +213,6 @@ def test_errors_of_the_commands_say_what_is_wrong(data: Path, tmp_path: Path) ->
     found = run("calibrate", tmp_path / "none.parquet", "--model", tmp_path / "none", "--out", tmp_path / "out.json")
     assert "none.parquet: no such file" in str(found.exception)
     found = run("evaluate", data / "squad20_dev.parquet", "--model", "none", "--split", "dev")
-    assert "no row of split 'dev'" in str(found.exception)
+    assert "no row of --split 'dev'" in str(found.exception)
     found = run("evaluate", data / "squad20_dev.parquet", "--model", "none", "--baselines", "none")
     assert "give each method once" in str(found.exception)

@@ -47,7 +47,17 @@ _SETTINGS = (
     "tokenizer_config.json",
 )
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_HUB_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*/*.safetensors", "*/*.json")
+_HUB_PATTERNS = (
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*/*.safetensors",
+    "*/*.json",
+    "LICENSE*",
+    "NOTICE*",
+    "README.md",
+)
+"""What is fetched of a model; its licence and its card go with it wherever it is exported."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ __all__ = ["export"]
 
 def export(
     model: Annotated[str, Argument(help="default, or a folder or hub id of a pruner of our own layout.")],
-    out: Annotated[Path, Argument(help="Folder of the export; files of an earlier one are written over.")],
+    out: Annotated[Path, Argument(help="Folder of the export, new or empty; an earlier one is replaced whole.")],
     as_json: Annotated[bool, Option("--json", help="Print one JSON object on standard output, nothing else.")] = False,  # noqa: FBT002 - a switch
 ) -> None:
     """Write MODEL as an int8 ONNX graph to OUT, to be pruned with where torch is not installed."""

@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 
     from datapipe.workers.folder import ModelFolder
 
-__all__ = ["MODEL_TYPE", "Exported", "open_exported", "write_exported"]
+__all__ = ["FILES", "MODEL_TYPE", "Exported", "is_exported", "open_exported", "write_exported"]
 
 MODEL_TYPE: Final = "secateur_onnx"
 FORMAT: Final = 1
 
 _GRAPH: Final = "model.onnx"
 _KIND: Final = "int8"
+
+FILES: Final = ("config.json", _GRAPH, "tokenizer.json")
+"""What an export consists of, papers not counted."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,15 @@ def open_exported(folder: ModelFolder) -> Exported:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"model {folder.name}: {folder.root / 'config.json'} is incomplete ({error})") from error
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a folder says of itself that it is an export."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
 
 
 def write_exported(folder: Path, exported: Exported, *, tokenizer: Path) -> None:

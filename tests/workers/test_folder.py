@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import socket
+from fnmatch import fnmatch
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -77,6 +78,22 @@ def test_a_cached_hub_id_is_found_without_the_network(tmp_path: Path, monkeypatc
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert resolve(ModelSpec("m", "owner/name")).root == snapshot
+
+
+def test_licence_and_card_are_fetched_with_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    fetched: list[str] = []
+
+    def fetch(_: str, *, allow_patterns: list[str], **__: object) -> str:
+        published = ["LICENSE", "LICENSE.md", "NOTICE", "README.md", "model.safetensors", "pytorch_model.bin", "run.py"]
+        fetched[:] = [name for name in published if any(fnmatch(name, pattern) for pattern in allow_patterns)]
+        save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert resolve(ModelSpec("m", "owner/name")).root == tmp_path
+    assert fetched == ["LICENSE", "LICENSE.md", "NOTICE", "README.md", "model.safetensors"]
 
 
 def test_a_revision_of_a_local_folder_is_refused(tmp_path: Path) -> None:

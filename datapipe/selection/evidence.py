@@ -45,6 +45,7 @@ class Evidence:
         at_most: The accuracy is a bound from above (the figure ends there).
         half_width: Half of the 95 % interval of the difference to random, points.
         random: Accuracy of random of the same size in the same setting, percent; None where it is not known.
+        full: Accuracy with all rows in the same setting, percent; None where it is not known.
     """
 
     source: str
@@ -60,6 +61,7 @@ class Evidence:
     at_most: bool = False
     half_width: float
     random: float | None
+    full: float | None = None
 
     @property
     def gain(self) -> float | None:
@@ -108,7 +110,7 @@ def published() -> tuple[Evidence, ...]:
 def _row(row: Mapping[str, Any], where: str) -> Evidence:
     names = {each.name for each in fields(Evidence)}
     unknown = sorted(set(row) - names) if isinstance(row, dict) else ["no object"]
-    missing = sorted(names - {"at_most"} - set(row)) if isinstance(row, dict) else []
+    missing = sorted(names - {"at_most", "full"} - set(row)) if isinstance(row, dict) else []
     if unknown or missing:
         raise ConfigError(f"{where}: unknown {unknown}, missing {missing}; a row has {sorted(names)}")
     if not 0 < row["fraction"] < 1 or not row["half_width"] >= 0:
@@ -125,8 +127,8 @@ def nearest(
     """Return the comparable rows that stand nearest to a setting.
 
     Of the data sets of the same modality, the one whose rows, and rows a class, differ least (in logarithms); where
-    there are only other modalities, all of them. Of each method and data set the fractions on both sides of the one
-    asked for, or the last one before the end.
+    there are only other modalities, all of them. Of each data set the fractions on both sides of the one asked for, or
+    the last one before the end.
 
     Args:
         rows: The table.
@@ -135,12 +137,17 @@ def nearest(
         classes: Into how many classes they fall; None without labels.
         fraction: Part kept.
     """
+    return _of_each(closest(rows, modality=modality, size=size, classes=classes), fraction)
+
+
+def closest(rows: Iterable[Evidence], *, modality: Modality, size: int, classes: int | None) -> list[Evidence]:
+    """Return the comparable rows of the data sets that `nearest` takes, at all fractions."""
     comparable = [row for row in rows if row.gain is not None]
     same = [row for row in comparable if row.modality == modality]
-    if same:
-        closest = min(same, key=lambda row: (_distance(row, size, classes), row.dataset))
-        same = [row for row in same if row.dataset == closest.dataset]
-    return _of_each(same or comparable, fraction)
+    if not same:
+        return comparable
+    dataset = min(same, key=lambda row: (_distance(row, size, classes), row.dataset)).dataset
+    return [row for row in same if row.dataset == dataset]
 
 
 def around(fraction: float, *, method: str, rows: Iterable[Evidence] | None = None) -> tuple[Evidence, ...]:
@@ -150,10 +157,12 @@ def around(fraction: float, *, method: str, rows: Iterable[Evidence] | None = No
 
 
 def _of_each(rows: Sequence[Evidence], fraction: float) -> tuple[Evidence, ...]:
-    at: dict[tuple[str, str, str], list[Evidence]] = {}
+    """The rows of each data set at the fractions, of whatever method, on both sides of this one."""
+    sets: dict[str, set[float]] = {}
     for row in rows:
-        at.setdefault((row.method, row.dataset, row.setting), []).append(row)
-    return tuple(row for group in at.values() for row in _around(group, fraction))
+        sets.setdefault(row.dataset, set()).add(row.fraction)
+    sides = {dataset: _sides(fractions, fraction) for dataset, fractions in sets.items()}
+    return tuple(row for row in rows if row.fraction in sides[row.dataset])
 
 
 def _distance(row: Evidence, size: int, classes: int | None) -> float:
@@ -163,27 +172,28 @@ def _distance(row: Evidence, size: int, classes: int | None) -> float:
     return apart + abs(math.log((row.rows / row.classes) / (max(size, 1) / max(classes, 1))))
 
 
-def _around(group: Sequence[Evidence], fraction: float) -> list[Evidence]:
-    below = max((row.fraction for row in group if row.fraction <= fraction), default=None)
-    above = min((row.fraction for row in group if row.fraction >= fraction), default=None)
-    return [row for row in group if row.fraction in {below, above}]
+def _sides(fractions: Collection[float], fraction: float) -> set[float | None]:
+    below = max((each for each in fractions if each <= fraction), default=None)
+    return {below, min((each for each in fractions if each >= fraction), default=None)}
 
 
 def best_of(rows: Sequence[Evidence], methods: Collection[str]) -> tuple[str, tuple[Evidence, ...]]:
     """Return the method to take among `methods`, and the rows that speak for it; "random" where none is proven better.
 
-    A method is out if any row says that it loses to random by more than the interval, and if not every data set has a
-    row where it wins. Of those left the greatest least gain counts, then the name.
+    A method is out if a row says that it loses to random by more than the interval, if it has no row at one of the data
+    sets and fractions, or if a data set has no row where it wins. Of those left the greatest least gain counts, then
+    the name.
 
     Args:
         rows: What `nearest` found.
         methods: Presets that are available.
     """
-    sets = {row.dataset for row in rows}
+    sets, points = {row.dataset for row in rows}, {(row.dataset, row.fraction) for row in rows}
     best: tuple[float, str] | None = None
     for method in sorted(methods):
         own = [row for row in rows if row.method == method]
-        if any(row.loses for row in own) or {row.dataset for row in own if row.wins} != sets or not own:
+        covered = bool(own) and {(row.dataset, row.fraction) for row in own} == points
+        if not covered or any(row.loses for row in own) or {row.dataset for row in own if row.wins} != sets:
             continue
         least = min(row.gain for row in own if row.gain is not None)
         if best is None or least > best[0]:

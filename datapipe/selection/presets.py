@@ -137,6 +137,14 @@ PRESETS: tuple[Preset, ...] = (
         told="The first rows in the seeded hash order.",
     ),
     Preset(
+        name="random_stratified",
+        metric="random",
+        plan=lambda _: Plan(order="random", strata="group"),
+        groups=("label",),
+        source="Ben-Baruch et al. 2025, arXiv 2403.07854; DRoP, ICLR 2025, for the balance",
+        told="Random rows within each class, in proportion; the mix of classes stays.",
+    ),
+    Preset(
         name="random_balanced",
         metric="random",
         plan=lambda _: Plan(order="random", strata="group", quota="equal"),
@@ -199,11 +207,14 @@ PRESETS: tuple[Preset, ...] = (
     ),
     Preset(
         name="bws",
-        metric="el2n",
+        metric="prototypes_supervised",
         plan=_middle,
         source="Choi et al. 2024 (BWS), arXiv 2406.03057",
         told="A window of the rows sorted by difficulty, from window_start on.",
-        ours="Without window_start the window lies in the middle; `datapipe advise --pilot` finds a start.",
+        ours=(
+            "The distance to the mean of the class is the difficulty. Without window_start the window lies in the "
+            "middle; `datapipe advise --pilot` finds a start."
+        ),
     ),
     Preset(
         name="dual",

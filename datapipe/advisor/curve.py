@@ -1,0 +1,90 @@
+"""How error falls with rows: power law or exponential, whichever foretells the largest budget better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from datapipe.storage.arrays import Float64
+
+DRAWS = 200
+LEAST_ERROR = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A fitted curve and what it foretells.
+
+    Attributes:
+        form: "power" is a n^-b, "exponential" a e^(-b n).
+        scale: a.
+        rate: b; 0 or less says that more rows did not help.
+        at: Rows that it is extrapolated to.
+        error: Error there, 0 ... 1.
+        low: Lower end of its 95 % bootstrap interval over the splits.
+        high: Upper end.
+    """
+
+    form: Literal["power", "exponential"]
+    scale: float
+    rate: float
+    at: int
+    error: float
+    low: float
+    high: float
+
+
+def fit_curve(sizes: Sequence[int], errors: Float64, *, at: int, seed: int = 0) -> Curve:
+    """Fit the mean error by the number of rows, by least squares of its logarithm.
+
+    The form is the one that, fitted without the largest budget, misses it by less; the power law at a draw. The
+    interval holds the spread of the splits, not that the form may be wrong so far beyond the data.
+
+    Args:
+        sizes: Rows of each budget, ascending, at least two.
+        errors: Of each split and budget, float64 (splits, budgets), 0 ... 1.
+        at: Rows to extrapolate to.
+        seed: Of the bootstrap.
+    """
+    mean = errors.mean(axis=0)
+    forms: tuple[Literal["power", "exponential"], ...] = ("power", "exponential")
+    form = forms[0]
+    if len(sizes) > 2:  # noqa: PLR2004 - two budgets fit any form
+        form = min(forms, key=lambda each: _miss(each, sizes, mean))
+    scale, rate = _fit(form, sizes, mean)
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(DRAWS):
+        chosen = generator.integers(0, len(errors), len(errors))
+        drawn.append(_value(form, *_fit(form, sizes, errors[chosen].mean(axis=0)), at))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Curve(
+        form=form,
+        scale=scale,
+        rate=rate,
+        at=at,
+        error=_value(form, scale, rate, at),
+        low=float(low),
+        high=float(high),
+    )
+
+
+def _fit(form: str, sizes: Sequence[int], error: Float64) -> tuple[float, float]:
+    across = np.log(sizes) if form == "power" else np.asarray(sizes, np.float64)
+    slope, start = np.polyfit(across, np.log(np.maximum(error, LEAST_ERROR)), 1)
+    return float(np.exp(start)), float(-slope)
+
+
+def _value(form: str, scale: float, rate: float, rows: int) -> float:
+    value = scale * rows**-rate if form == "power" else scale * np.exp(-rate * rows)
+    return float(min(max(value, 0.0), 1.0))
+
+
+def _miss(form: str, sizes: Sequence[int], error: Float64) -> float:
+    foretold = _value(form, *_fit(form, sizes[:-1], error[:-1]), sizes[-1])
+    return abs(float(np.log(max(foretold, LEAST_ERROR)) - np.log(max(error[-1], LEAST_ERROR))))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from prefect import serve
 
 from flows.curate import curate_flow
+from flows.refresh_pruner import refresh_pruner
 
 
 def main() -> None:
-    """Serve the curate flow every night at two, UTC, with the parameters of `prefect.yaml`."""
+    """Serve curation nightly at two and the pruner's refresh on Sundays at three, UTC, as `prefect.yaml` has them."""
     serve(
         curate_flow.to_deployment(  # type: ignore[arg-type]
             name="nightly",
@@ -19,7 +20,13 @@ def main() -> None:
                 "out": "runs/nightly",
                 "options": {"text_column": "text", "label_column": "label_name"},
             },
-        )
+        ),
+        refresh_pruner.to_deployment(  # type: ignore[arg-type]
+            name="weekly",
+            cron="0 3 * * 0",
+            concurrency_limit=1,
+            parameters={"out": "runs/pruner", "sets": ["data/squad20_dev.parquet"]},
+        ),
     )
 
 

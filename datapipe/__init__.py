@@ -10,6 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datapipe.advisor.decide import Advice
+    from datapipe.advisor.run import advise
     from datapipe.config import CurateConfig
     from datapipe.curation import curate
     from datapipe.frames import score, select
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Advice": "datapipe.advisor.decide",
+    "advise": "datapipe.advisor.run",
     "Budget": "datapipe.selection.budget",
     "CurateConfig": "datapipe.config",
     "CurateResult": "datapipe.runs",
@@ -33,10 +37,12 @@ _HOME = {
 }
 
 __all__ = [
+    "Advice",
     "Budget",
     "CurateConfig",
     "CurateResult",
     "__version__",
+    "advise",
     "curate",
     "open_run",
     "scan",

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer import Argument, Option
 
+from datapipe.advisor.command import advise_command
 from datapipe.errors import ConfigError, DatapipeError
 
 if TYPE_CHECKING:
@@ -199,6 +200,9 @@ def report(
     from datapipe.report.table import print_summary
 
     print_summary(run, timings=(), console=Console())
+
+
+app.command(name="advise")(advise_command)
 
 
 @app.command(name="config")

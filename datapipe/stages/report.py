@@ -135,7 +135,7 @@ class _Gatherer:
             ),
             counts=self._counts(),
             strategy=StrategyFacts(
-                name=str(settings.options["strategy"]),
+                name=str(settings.options.get("preset") or settings.options["strategy"]),
                 budget=budget_in_words(select["budget"], screened=settings.screened),
                 why=tuple(select["reasons"]),
                 warnings=tuple(select["warnings"]),

@@ -21,6 +21,7 @@ SOURCES = {
     "datapipe.stages.ingest.Ingest": [
         "storage/ingest.py",
         "storage/roles.py",
+        "storage/images.py",
         "storage/rowid.py",
         "storage/canonical.py",
         "storage/refused.py",

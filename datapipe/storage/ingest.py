@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from datapipe.storage.arrays import Ids
+    from datapipe.storage.images import ImageFiles
     from datapipe.storage.source import Rejected, Source, SourceBatch
     from datapipe.storage.stage import ShardInfo, StageDir
 
@@ -53,6 +54,7 @@ def ingest(
     spec: IngestSpec,
     scratch: Path,
     progress: Callable[[int], None] | None = None,
+    images: ImageFiles | None = None,
 ) -> dict[str, Any]:
     """Write the canonical shards of `source` into `out`, in bounded memory.
 
@@ -64,6 +66,7 @@ def ingest(
         spec: Columns by role, and limits.
         scratch: Folder for the sort, with room for about as much as the shards.
         progress: Called with the number of rows just read; raises where the run is being stopped.
+        images: Reads and checks the image column; needed where the spec names one.
 
     Returns:
         Facts: `rows_in`; `accepted`; `rejected`, rows by reason; `duplicates`, rows beyond the first of identical
@@ -79,14 +82,14 @@ def ingest(
         OutputError: A shard or the scratch file cannot be written.
     """
     kept_schema(source.schema)  # what export refuses is refused before any work
-    reader = RoleReader(source.schema, spec)
+    reader = RoleReader(source.schema, spec, images=images)
     while True:
         with ExternalSorter(scratch / "rows") as rows, RefusedRows(scratch / "rejected") as refused:
             intake = _Intake(source, spec, reader, rows, refused)
             intake.read(progress)
             dim = reader.tally.usual_length()
             if dim != reader.dim:
-                reader, progress = RoleReader(source.schema, spec, dim=dim), None
+                reader, progress = RoleReader(source.schema, spec, dim=dim, images=images), None
                 continue
             intake.check()
             refused.write(out, [file.uri for file in source.files])
@@ -136,7 +139,7 @@ class _Intake:
         yield None, records
 
     def _take(self, batch: SourceBatch) -> None:
-        columns, accepted, refused = self.reader.read(batch.table)
+        columns, accepted, refused = self.reader.read(batch.table, file=batch.file)
         self.refused.add_rows(batch, refused)
         if not accepted.any():
             return

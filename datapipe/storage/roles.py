@@ -1,9 +1,10 @@
 """From the rows of a source to the columns that a run uses, and the rows that it cannot use with their reasons.
 
-columns of the source, by role -> text, vector, label, group of the accepted rows | refused rows
+columns of the source, by role -> text, vector, image, label, group, split of the accepted rows | refused rows
 
-Reasons: `null_id`, `null_text`, `empty_text`, `text_too_long`, `too_large`, `null_vector`, `wrong_length`,
-`not_finite`, `zero_vector`. A row has one reason, the first in this order.
+Of an image the canonical rows hold the key of its content; the image stays where it is. Reasons: `null_id`,
+`null_text`, `empty_text`, `text_too_long`, `too_large`, `null_vector`, `wrong_length`, `not_finite`, `zero_vector`,
+then those of images (`images.py` and who checks them). A row has one reason, the first in this order.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datapipe.errors import ColumnError, VectorError
+from datapipe.storage.images import check_image_type
+from datapipe.storage.rowid import ID_TYPE
 from datapipe.storage.vectors import encode, normalise, to_matrix, vector_field, vector_info, vector_lengths
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from datapipe.storage.arrays import Bool, Float32
+    from datapipe.storage.images import ImageFiles
 
     Refused: TypeAlias = dict[int, tuple[str, str]]
     """Reason and detail of each refused row, by its position in the batch."""
@@ -39,6 +43,8 @@ class IngestSpec:
         vector_column: Vectors that the source brings: lists of numbers, or encoded as vectors.py says.
         label_column: Class labels, of any flat type; read as text.
         group_column: What to balance by; read as text.
+        split_column: Parts of the source (train, test, ...); read as text.
+        image_column: Image files, paths to them, or structs of both.
         id_column: Unique names of the rows; None names them by their content.
         shard_rows: Most rows of a shard on average, >= 1.
         shard_bytes: Most bytes of a shard on average, >= 1; binds where rows are large. A shard is held in memory.
@@ -50,6 +56,8 @@ class IngestSpec:
     vector_column: str | None = None
     label_column: str | None = None
     group_column: str | None = None
+    split_column: str | None = None
+    image_column: str | None = None
     id_column: str | None = None
     shard_rows: int = 32_768
     shard_bytes: int = 128 << 20
@@ -64,6 +72,8 @@ class IngestSpec:
             "vector": self.vector_column,
             "label": self.label_column,
             "group": self.group_column,
+            "split": self.split_column,
+            "image": self.image_column,
             "id": self.id_column,
         }
         return {role: name for role, name in roles.items() if name is not None}
@@ -102,12 +112,15 @@ class RoleReader:
         schema: The source's.
         spec: Columns by role.
         dim: The length of vectors; None takes that of the first one. Rows of another length are refused.
+        images: Reads the image column; needed where the spec names one.
 
     Raises:
         ColumnError: A named column is absent, or of a type that its role cannot use; names the columns there are.
     """
 
-    def __init__(self, schema: pa.Schema, spec: IngestSpec, *, dim: int | None = None) -> None:
+    def __init__(
+        self, schema: pa.Schema, spec: IngestSpec, *, dim: int | None = None, images: ImageFiles | None = None
+    ) -> None:
         for role, name in spec.named.items():
             if name not in schema.names:
                 there = ", ".join(schema.names)
@@ -115,7 +128,7 @@ class RoleReader:
             _check_type(role, schema.field(name))
         self.tally = Tally()
         self.dim = dim
-        self._spec = spec
+        self._spec, self._images = spec, images
 
     @property
     def fields(self) -> list[pa.Field]:
@@ -124,10 +137,17 @@ class RoleReader:
         fields = [pa.field("text", pa.string(), nullable=False)] if "text" in named else []
         if "vector" in named and self.dim is not None:
             fields.append(vector_field("vector", dim=self.dim, model="given", digest="", normalised=True))
-        return fields + [pa.field(role, pa.string()) for role in ("label", "group") if role in named]
+        if "image" in named:
+            fields.append(pa.field("image", ID_TYPE, nullable=False))
+        return fields + [pa.field(role, pa.string()) for role in ("label", "group", "split") if role in named]
 
-    def read(self, table: pa.Table) -> tuple[list[pa.Array], Bool, Refused]:
-        """Return the columns `fields` of the accepted rows, which those are, bool (rows,), and why not the others."""
+    def read(self, table: pa.Table, *, file: int = 0) -> tuple[list[pa.Array], Bool, Refused]:
+        """Return the columns `fields` of the accepted rows, which those are, bool (rows,), and why not the others.
+
+        Args:
+            table: Rows of the source.
+            file: The source's file that holds them.
+        """
         refused: Refused = {}
         columns = {role: table[name] for role, name in self._spec.named.items()}
         self.tally.held |= {role for role, column in columns.items() if column.null_count < table.num_rows}
@@ -137,16 +157,22 @@ class RoleReader:
             self._check_text(columns["text"], refused)
         self._check_sizes(table, refused)
         unit = self._unit_vectors(columns["vector"], refused) if "vector" in columns else None
+        keys = self._image_keys(columns["image"], refused, file) if "image" in columns else []
         accepted = np.ones(table.num_rows, np.bool_)
         accepted[list(refused)] = False
-        return self._accepted(columns, unit, accepted), accepted, refused
+        return self._accepted(columns, unit, keys, accepted), accepted, refused
 
-    def _accepted(self, columns: dict[str, pa.ChunkedArray], unit: Float32 | None, accepted: Bool) -> list[pa.Array]:
+    def _accepted(
+        self, columns: dict[str, pa.ChunkedArray], unit: Float32 | None, keys: list[bytes], accepted: Bool
+    ) -> list[pa.Array]:
         whole = bool(accepted.all())
         arrays = []
         for each in self.fields:
             if each.name == "vector" and unit is not None:
                 arrays.append(encode(unit if whole else unit[accepted]))
+                continue
+            if each.name == "image":
+                arrays.append(pa.array(keys, ID_TYPE))
                 continue
             column = columns[each.name] if whole else columns[each.name].filter(pa.array(accepted))
             arrays.append(column.cast(pa.string()))
@@ -166,6 +192,19 @@ class RoleReader:
             lengths, told = pc.utf8_length(text), f"characters, more than max_text_chars={most:,}"
             long = pc.greater(lengths, most)
             _refuse(refused, long, "text_too_long", lambda row: f"column {name!r} holds {lengths[row]} {told}")
+
+    def _image_keys(self, column: pa.ChunkedArray, refused: Refused, file: int) -> list[bytes]:
+        """Keys of the images of the rows that are not refused, in row order; refuses those without a usable image."""
+        if self._images is None:
+            raise ColumnError(f"nobody reads the image column {self._spec.image_column!r}; this is a bug")
+        rows = [row for row in range(len(column)) if row not in refused]
+        keys: list[bytes] = []
+        for row, found in zip(rows, self._images.keys(column.take(pa.array(rows, pa.int64())), file=file), strict=True):
+            if isinstance(found, bytes):
+                keys.append(found)
+            else:
+                refused[row] = found
+        return keys
 
     def _check_sizes(self, table: pa.Table, refused: Refused) -> None:
         most = self._spec.max_cell_bytes
@@ -210,7 +249,9 @@ def _check_type(role: str, column: pa.Field) -> None:
         raise ColumnError(f"{role} column {column.name!r} holds nothing but nulls; name another column")
     if role == "text" and not pa.types.is_string(kind):
         raise ColumnError(f"text column {column.name!r} is {kind}; it must hold strings")
-    if role in {"label", "group"} and (pa.types.is_nested(kind) or pa.types.is_binary(kind)):
+    if role == "image":
+        check_image_type(column)
+    if role in {"label", "group", "split"} and (pa.types.is_nested(kind) or pa.types.is_binary(kind)):
         raise ColumnError(f"{role} column {column.name!r} is {kind}; it must hold strings, numbers or times")
     if role == "vector":
         try:

@@ -145,6 +145,10 @@ class Source(ABC):
         """
         return tuple(_digest(place, known if known is not None else {}) for place in self._places)
 
+    def beside(self, file: int, path: str) -> Place | None:
+        """The file that a path in a row of file `file` names, relative to that file's folder; None if it leads out."""
+        return self._places[file].beside(path)
+
     @abstractmethod
     def _raw(self, file: int, schema: pa.Schema, refuse: Refuse) -> Iterator[tuple[pa.RecordBatch, Int64]]:
         """Yield batches of one file and the ordinals of their rows; columns may lack, be more, or be of raw types."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,6 +68,12 @@ class FrameSource(Source):
         for batch in self.batches():
             found.update(content_digests(batch.table).astype(">u8").tobytes())
         return (found.hexdigest(),)
+
+    def beside(self, file: int, path: str) -> Place | None:
+        """The file of that path, relative to the working directory: the rows of a frame are the caller's own."""
+        if "\0" in path:
+            return None
+        return Place(path, 0, None, str(Path(path).absolute()))
 
     def _raw(self, file: int, schema: pa.Schema, refuse: Refuse) -> Iterator[tuple[pa.RecordBatch, Int64]]:
         chosen = self._data.select(schema.names)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import posixpath
+import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
@@ -58,3 +61,28 @@ class Place:
         if name.suffix in COMPRESSIONS:
             return PurePosixPath(name.stem).suffix, name.suffix
         return name.suffix, ""
+
+    def beside(self, path: str) -> Place | None:
+        """The file that a path relative to this file's folder names, there or not; None where it leads out of it.
+
+        What links there are in the folder is up to its owner: they are followed.
+        """
+        if "\0" in path or "://" in path:
+            return None
+        folder = posixpath.dirname(self.path if self.filesystem is not None else os.path.abspath(self.path))  # noqa: PTH100
+        found = posixpath.normpath(posixpath.join(folder, path))
+        if not PurePosixPath(found).is_relative_to(folder or "."):
+            return None
+        uri = found if self.filesystem is None else f"{self.uri.split('://', 1)[0]}://{found.lstrip('/')}"
+        return Place(uri, 0, None, found, self.filesystem)
+
+    def regular_size(self) -> int | None:
+        """Bytes of the file now; None where there is none, or it is a folder, a pipe or a device."""
+        try:
+            if self.filesystem is None:
+                facts = Path(self.path).stat()
+                return facts.st_size if stat.S_ISREG(facts.st_mode) else None
+            known = self.filesystem.info(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return None if known["type"] == "directory" else int(known.get("size") or 0)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["answers", "how", "placed"]
 
 ONLINE_TEXTS = 1024
-ONLINE_CHARACTERS = 1 << 18
+ONLINE_CHARACTERS = 1 << 16
 """A call of more texts, or of more characters, is bulk work unless it says otherwise."""
 
 

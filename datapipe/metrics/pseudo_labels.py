@@ -1,0 +1,19 @@
+"""Labels for rows that have none: clusters of their vectors, of several sizes and starts (ELFS, arXiv 2406.04273)."""
+
+from __future__ import annotations
+
+import math
+
+DRAWS = 3
+"""Clusterings whose scores are averaged."""
+
+
+def cluster_sizes(rows: int, *, prototypes: int | None) -> list[int]:
+    """Clusters of each clustering: `prototypes`, or sqrt(rows) within 8 ... 1,000; at least 2, at most half of the rows.
+
+    Args:
+        rows: Rows that there are to cluster, >= 2.
+        prototypes: The number of classes, where it is known.
+    """
+    k = prototypes or min(1000, max(8, math.isqrt(rows)))
+    return [max(2, min(k, rows // 2))] * DRAWS

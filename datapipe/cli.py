@@ -71,6 +71,17 @@ def curate(
     tokenizer: Annotated[str | None, Option(help="Model whose tokenizer counts tokens; default the embedder.")] = None,
     device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1.")] = None,
     prototypes: Annotated[int | None, Option(help="Centroids; default: classes, else the root of the rows.")] = None,
+    dynamics: Annotated[
+        str | None, Option(help="File of a DynamicsRecorder: aum, el2n, dual, ... come from it; no proxy is trained.")
+    ] = None,
+    scores: Annotated[str | None, Option(help="With --metric imported: file of scores.")] = None,
+    scores_column: Annotated[str | None, Option(help="Column of the scores; default 'score'.")] = None,
+    scores_id: Annotated[
+        str | None, Option(help="Column of the ids, values of --id-column or row ids; default 'row_id'.")
+    ] = None,
+    scores_higher: Annotated[
+        str | None, Option(help="What high scores mean: harder (default), easier, rarer, better.")
+    ] = None,
     seed: Annotated[int | None, Option(help="Another seed, another random choice; 0 by default.")] = None,
     max_rejected: Annotated[int | None, Option(help="Refuse the run when more rows than this are rejected.")] = None,
     shard_rows: Annotated[

@@ -37,9 +37,13 @@ MetricName = Literal[
     "imported",
 ]
 ExecutorName = Literal["local", "ray"]
+ScoresHigher = Literal["harder", "easier", "rarer", "better"]
 
 DEFAULT_KEEP = 0.3
 DEFAULT_METRIC: MetricName = "prototypes"
+SCORES_OPTIONS = ("scores", "scores_column", "scores_id", "scores_higher")
+RECORDED_METRICS = ("el2n", "margin", "entropy", "forgetting", "aum", "dual")
+"""What the dynamics of a user's own training give."""
 RUN_OPTIONS = ("source", "out", "workers", "executor")
 """What a config file may hold besides the fields of `CurateConfig`."""
 
@@ -66,6 +70,11 @@ class CurateOptions(TypedDict, total=False):
     tokenizer: str | None
     device: str | None
     prototypes: int | None
+    dynamics: str | None
+    scores: str | None
+    scores_column: str | None
+    scores_id: str | None
+    scores_higher: ScoresHigher | None
     seed: int
     max_rejected: int | None
     shard_rows: int
@@ -99,6 +108,12 @@ class CurateConfig:
         tokenizer: Model whose tokenizer counts tokens; default: the run's model.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; default from `DATAPIPE_DEVICE`, else `auto`.
         prototypes: Centroids k; default: the number of classes, else the square root of the rows within 16 ... 50,000.
+        dynamics: File of a `DynamicsRecorder`: el2n, margin, entropy, forgetting, aum and dual come from it, and no
+            proxy is trained.
+        scores: File of scores for the metric `imported`.
+        scores_column: Its scores; default `score`.
+        scores_id: Its ids: the values of `id_column`, or row ids; default `row_id`.
+        scores_higher: What its high scores mean: `harder` (the default), `easier`, `rarer` or `better`.
         seed: Seeds hash order and k-means.
         max_rejected: Most rows that may be rejected before the run is refused; default: any number but all.
         shard_rows: Most rows of a canonical shard, about; a killed run loses at most the shards in the making.
@@ -123,6 +138,11 @@ class CurateConfig:
     tokenizer: str | None = None
     device: str | None = None
     prototypes: int | None = None
+    dynamics: str | None = None
+    scores: str | None = None
+    scores_column: str | None = None
+    scores_id: str | None = None
+    scores_higher: ScoresHigher | None = None
     seed: int = 0
     max_rejected: int | None = None
     shard_rows: int = 32_768
@@ -135,6 +155,7 @@ class CurateConfig:
         _one_of("metric", self.metric, get_args(MetricName))
         _one_of("strategy", self.strategy, get_args(Strategy))
         _one_of("dedup", self.dedup, get_args(DedupMode))
+        self._check_given()
         _in_range("seed", self.seed, 0, 2**63 - 1)
         _in_range("shard_rows", self.shard_rows, 1, 1 << 22)
         if self.prototypes is not None:
@@ -149,6 +170,19 @@ class CurateConfig:
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name == "model"):
                 raise ConfigError(f"{name} must be a string, got {value!r}")
+
+    def _check_given(self) -> None:
+        imports = [name for name in SCORES_OPTIONS if getattr(self, name) is not None]
+        if self.metric == "imported" and self.scores is None:
+            raise ConfigError("the metric imported reads a file of scores: name it with scores")
+        if imports and self.metric != "imported":
+            raise ConfigError(f"{imports[0]} belongs to the metric imported; the metric is {self.metric}")
+        if self.scores_higher is not None:
+            _one_of("scores_higher", self.scores_higher, get_args(ScoresHigher))
+        if self.dynamics is not None and self.metric not in RECORDED_METRICS:
+            raise ConfigError(
+                f"dynamics gives {', '.join(RECORDED_METRICS)}; the metric {self.metric} is not made of them"
+            )
 
     def _apply_preset(self) -> None:
         if self.window_start is not None and self.preset != "bws":
@@ -235,6 +269,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
 _TEXTS = (
     *("balance", "preset", "text_column", "embedding_column", "label_column", "id_column"),
     *("protect", "model", "tokenizer", "device"),
+    *("dynamics", "scores", "scores_column", "scores_id"),
 )
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from datapipe.config import CurateConfig, budget_of
+from datapipe.config import SCORES_OPTIONS, CurateConfig, budget_of
 from datapipe.errors import ColumnError
 from datapipe.metrics.base import get_metric
 from datapipe.stages.columns import DEFAULT_TEXT, resolve_columns
@@ -47,7 +47,8 @@ class Wiring:
         self.config, self.source, self.settings = config, source, settings
         self.columns = resolve_columns(config, source.schema)
         self.metric = get_metric(config.metric)
-        if "labels" in self.metric.needs and self.columns.label is None:
+        self.needs = frozenset() if config.dynamics is not None else self.metric.needs
+        if "labels" in self.needs and self.columns.label is None:
             raise ColumnError(f"the metric {self.metric.name} needs labels: name their column with label_column")
         self.family: ScoreFamily = family_of(self.metric.name)
         self.digests: tuple[str, ...] = ()
@@ -60,7 +61,7 @@ class Wiring:
     @property
     def embeds(self) -> bool:
         """Whether texts have to be embedded: the metric or near matches need vectors, and the source brings none."""
-        wanted = "vectors" in self.metric.needs or self.config.protect is not None
+        wanted = "vectors" in self.needs or self.config.protect is not None
         return wanted and self.columns.vector is None and self.columns.text is not None
 
     @property
@@ -145,7 +146,7 @@ class Wiring:
         return device, arithmetic_bits(device)
 
     def _score_inputs(self) -> ScoreInputs:
-        device, bits = self._device() if self.metric.needs else ("cpu", {})
+        device, bits = self._device() if self.needs - {"scores"} else ("cpu", {})
         return ScoreInputs(
             metric=self.metric.name,
             vectors=self.vectors,
@@ -155,6 +156,7 @@ class Wiring:
             seed=self.config.seed,
             device=device,
             bits=bits,
+            options={name: getattr(self.config, name) for name in ("dynamics", *SCORES_OPTIONS)},
         )
 
     def _select(self) -> Stage:

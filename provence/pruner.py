@@ -132,8 +132,7 @@ class Pruner:
         Args:
             question: Any text but white space alone.
             texts: Any number.
-            priority: Whose batches go first; None is `ONLINE`, and `BULK` for more than 1,024 texts or 65,536
-                characters.
+            priority: Whose batches go first; None is `ONLINE`, `BULK` above 1,024 texts or 65,536 characters.
             deadline: Seconds from now after which nothing more begins, also of a long text; None waits for ever.
             options: How the texts are read, fields of `Request`: `titles` (one a text, shown to the model), `kinds`
                 (`auto`, `prose`, `markdown`, `code`, `json`, `log`), `spans` (own units of each text), `joint` (texts

@@ -75,7 +75,7 @@ def _show(advice: Advice) -> None:
         curve = advice.pilot.curve
         out.print(
             f"- Random rows by the pilot's curve ({curve.form}): error {curve.error:.1%} at {curve.at:,} rows, "
-            f"{curve.low:.1%} to {curve.high:.1%}; far beyond the sample it is a guess.",
+            f"{curve.low:.1%} to {curve.high:.1%}; beyond the sample it is a guess.",
             highlight=False,
         )
     for warning in advice.warnings:

@@ -32,8 +32,8 @@ SPLITS = 10
 HELD_OUT = 0.25
 RIDGE = 1e-2
 """Added to the diagonal of the kernel, whose own diagonal is 1."""
-NESTED = (0.25, 0.5, 0.75, 1.0)
-"""Budgets of random rows, as parts of the largest, from which the curve is fitted."""
+NESTED = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+"""Nested budgets of random rows, as parts of the pool, from which the curve is fitted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,15 +112,17 @@ def run_pilot(
     count = max(round(keep * (len(matrix) - held)), 2)
     starts = sorted({round(part * (1 - keep) / 4, 4) for part in range(5)})
     gains: dict[float, list[float]] = {start: [] for start in starts}
-    sizes = sorted({max(round(part * count), 2) for part in NESTED})
-    errors = np.zeros((splits, len(sizes)))
+    sizes = sorted({max(round(part * (len(matrix) - held)), 2) for part in NESTED})
+    errors, random = np.zeros((splits, len(sizes))), np.zeros(splits)
     for split in range(splits):
         order = generator.permutation(len(matrix))
         trial = _Trial(matrix, codes, pool=order[held:], test=order[:held], classes=classes)
-        errors[split] = [1 - trial.accuracy(trial.pool[:size]) for size in sizes]
+        random[split] = trial.accuracy(trial.pool[:count])
+        if rows is not None:
+            errors[split] = [1 - trial.accuracy(trial.pool[:size]) for size in sizes]
         for start in starts:
             window = trial.window(start, count)
-            gains[start].append(100 * (trial.accuracy(window) - 1 + errors[split, -1]))
+            gains[start].append(100 * (trial.accuracy(window) - random[split]))
     overlap = held / (len(matrix) - held)
     windows = tuple(
         Window(start=start, gain=paired(gains[start], comparisons=len(starts), overlap=overlap)) for start in starts
@@ -130,7 +132,7 @@ def run_pilot(
         rows=len(matrix),
         classes=classes,
         keep=keep,
-        random=100 * (1 - float(errors[:, -1].mean())),
+        random=100 * float(random.mean()),
         windows=windows,
         start=best.start if best.gain.above else None,
         curve=fit_curve(sizes, errors, at=round(keep * rows), seed=seed) if rows is not None else None,

@@ -41,7 +41,7 @@ def advise(  # noqa: PLR0913 - the source; the rest by keyword
         label_column: Class labels. Methods that need labels are considered only with it.
         teacher: Whether a teacher's soft labels will go with the rows kept.
         parameters: Parameters of the model to be trained.
-        pilot: Whether to try windows on a sample of at most 4,000 rows first; needs labels, takes up to a minute.
+        pilot: Whether to try windows on a sample of at most 4,000 rows first; needs labels, takes a minute or two.
         evidence: A JSON file in place of the published evidence; see `datapipe.selection.evidence`.
         model: Embedder for the sample.
         device: Where it runs.

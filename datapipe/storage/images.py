@@ -1,6 +1,6 @@
 """The images of a source: in its cells or in files beside it, read in the order of the source.
 
-    binary | struct(bytes, path) | string (a path) -> ImageFiles.read -> the bytes of an image file | UnreadableImageError
+    binary | struct(bytes, path) | string (a path) -> ImageFiles.read -> the image file | UnreadableImageError
 
 A path is relative to the folder of the file that holds it. A path that leads out of that folder is refused: rows come
 from anywhere, and must not make a run read what their author cannot. Nothing is decoded here; who knows images hands
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     ImageCheck: TypeAlias = Callable[[bytes], tuple[str, str] | None]
     """Reason and detail where an image file cannot be used, else None; called from several threads."""
+    ImageRow: TypeAlias = tuple[dict[str, Any], Callable[[], bytes]]
+    """Columns of a row, and a function that reads its image."""
 
 __all__ = ["ImageFiles", "ImagesByPlace", "UnreadableImageError", "check_image_type", "content_key"]
 
@@ -166,7 +168,7 @@ class ImagesByPlace:
         for table in self._places:
             if table.num_rows:
                 keys = place_keys(table["file"].to_numpy(), table["row"].to_numpy())
-                self._wanted.add(keys, np.zeros(len(keys), np.uint64), table.drop_columns(["file", "row"]))
+                self._wanted.add(keys, np.zeros(len(keys), np.uint64), table)
         return self
 
     def __exit__(
@@ -174,8 +176,8 @@ class ImagesByPlace:
     ) -> None:
         self._wanted.__exit__(kind, error, trace)
 
-    def __iter__(self) -> Iterator[tuple[dict[str, Any], Callable[[], bytes]]]:
-        """Yield the columns of each wanted row but file and row, and a function that reads its image.
+    def __iter__(self) -> Iterator[ImageRow]:
+        """Yield the columns of each wanted row, and a function that reads its image.
 
         Reading stops after the last wanted row. The function raises `UnreadableImageError`.
         """

@@ -29,8 +29,9 @@ class Curve:
         floor: c, the error that no number of rows takes away, 0 or more.
         at: Rows that it is extrapolated to.
         error: Error there, 0 ... 1.
-        low: Lower end of its 95 % bootstrap interval over the splits.
-        high: Upper end.
+        low: The lower end of the 95 % bootstrap intervals over the splits, of both forms: which of them holds is not
+            known so far beyond the data.
+        high: The upper end.
     """
 
     form: Literal["power", "exponential"]
@@ -46,8 +47,7 @@ class Curve:
 def fit_curve(sizes: Sequence[int], errors: Float64, *, at: int, seed: int = 0) -> Curve:
     """Fit the mean error by the number of rows, by least squares of the logarithm of what lies above the floor.
 
-    The form is the one that, fitted without the largest budget, misses it by less; the power law at a draw. The
-    interval holds the spread of the splits, not that the form may be wrong so far beyond the data.
+    The form is the one that, fitted without the largest budget, misses it by less; the power law at a draw.
 
     Args:
         sizes: Rows of each budget, ascending, at least two.
@@ -62,11 +62,11 @@ def fit_curve(sizes: Sequence[int], errors: Float64, *, at: int, seed: int = 0) 
         form = min(forms, key=lambda each: _miss(each, sizes, mean))
     fitted = _fit(form, sizes, mean)
     generator = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(DRAWS):
-        chosen = generator.integers(0, len(errors), len(errors))
-        drawn.append(_value(form, _fit(form, sizes, errors[chosen].mean(axis=0)), at))
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    drawn = np.zeros((len(forms), DRAWS))
+    for draw in range(DRAWS):
+        again = errors[generator.integers(0, len(errors), len(errors))].mean(axis=0)
+        drawn[:, draw] = [_value(each, _fit(each, sizes, again), at) for each in forms]
+    low, high = np.quantile(drawn, 0.025, axis=1).min(), np.quantile(drawn, 0.975, axis=1).max()
     return Curve(
         form=form,
         scale=fitted[0],

@@ -61,13 +61,18 @@ def curate(
     label_column: Annotated[
         str | None, Option(help="Class labels: set the number of prototypes and the strata.")
     ] = None,
+    image_column: Annotated[
+        str | None, Option(help="Images to embed instead of texts: files in cells or paths; needs --model FOLDER.")
+    ] = None,
     id_column: Annotated[str | None, Option(help="Unique names of the rows; default: ids from the content.")] = None,
-    dedup: Annotated[str | None, Option(help="none or exact: take out repeats of a normalised text.")] = None,
+    dedup: Annotated[
+        str | None, Option(help="none or exact: take out repeats of a normalised text or an image.")
+    ] = None,
     protect: Annotated[
         str | None, Option(help="Evaluation file; rows that match it, exactly or nearly, go out.")
     ] = None,
     protect_threshold: Annotated[float | None, Option(help="Cosine from which a row matches nearly.")] = None,
-    model: Annotated[str | None, Option(help="Embedder: default, a local folder, or a cached hub id.")] = None,
+    model: Annotated[str | None, Option(help="Embedder: default (texts), a local folder, or a cached hub id.")] = None,
     tokenizer: Annotated[str | None, Option(help="Model whose tokenizer counts tokens; default the embedder.")] = None,
     device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1.")] = None,
     prototypes: Annotated[int | None, Option(help="Centroids; default: classes, else the root of the rows.")] = None,

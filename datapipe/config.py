@@ -62,6 +62,7 @@ class CurateOptions(TypedDict, total=False):
     text_column: str | None
     embedding_column: str | None
     label_column: str | None
+    image_column: str | None
     id_column: str | None
     dedup: DedupMode
     protect: str | None
@@ -98,9 +99,11 @@ class CurateConfig:
         balance: Column whose values get at least half of an equal share of the budget each.
         text_column: Text to embed. Default: the column `text`, or the only string column.
         embedding_column: Vectors that the source brings; then nothing is embedded.
+        image_column: Images to embed instead of texts: image files in cells, or paths relative to the source's folder.
+            Needs a vision model in `model`, unless the source brings vectors or the metric needs none.
         label_column: Class labels: they set the number of prototypes and the strata.
         id_column: Column whose values name the rows; must be unique. Default: row ids come from the rows' content.
-        dedup: `exact` takes out all but one of the rows whose normalised text is equal.
+        dedup: `exact` takes out all but one of the rows whose normalised text, or image file, is equal.
         protect: File with evaluation rows; what matches one, exactly or nearly, is taken out.
         protect_threshold: Cosine from which a row matches nearly, 0 < threshold <= 1. At 0.98 nearly all matches are
             copies with a word changed; at 0.95 most are other questions on the same matter.
@@ -130,6 +133,7 @@ class CurateConfig:
     text_column: str | None = None
     embedding_column: str | None = None
     label_column: str | None = None
+    image_column: str | None = None
     id_column: str | None = None
     dedup: DedupMode = "none"
     protect: str | None = None
@@ -214,6 +218,12 @@ class CurateConfig:
                 raise BudgetError(f"{name} must be a whole number of at least 1, got {value!r}")
 
     def _check_columns(self) -> None:
+        if self.image_column is not None:
+            if self.text_column is not None:
+                raise ConfigError("image_column and text_column exclude each other: a run scores images or texts")
+            if self.keep_tokens is not None:
+                raise ConfigError("keep_tokens needs text_column: images have no tokens to count; give keep_rows")
+            return
         if self.embedding_column is None or self.text_column is not None:
             return
         if self.keep_tokens is not None:
@@ -267,7 +277,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 _TEXTS = (
-    *("balance", "preset", "text_column", "embedding_column", "label_column", "id_column"),
+    *("balance", "preset", "text_column", "embedding_column", "label_column", "image_column", "id_column"),
     *("protect", "model", "tokenizer", "device"),
     *("dynamics", "scores", "scores_column", "scores_id"),
 )

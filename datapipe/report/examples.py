@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from datapipe.report.markup import Html, breakable, count, cut, join, number, tag
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from datapipe.report.facts import Example, RunFacts, StratumExamples, StratumFacts
 
 __all__ = ["examples", "matches"]
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 
 EXAMPLES_FIRST, EXAMPLES_MOST = 6, 40
 """Strata shown openly, and those and the ones in the fold under them together."""
@@ -24,7 +27,7 @@ def matches(facts: RunFacts) -> Html:
     ordered = sorted(facts.matches, key=lambda match: (match.similarity, match.rule, match.row_id))
     rows = [
         tag("tr", tag("td", words(match.rule)), tag("td", number(match.similarity), class_="n"),
-            tag("td", cut(match.text), dir="auto"), tag("td", cut(match.other), dir="auto"))
+            _told(match.text, match.image), _told(match.other, match.other_image))
         for match in ordered[:MATCHES_MOST]
     ]  # fmt: skip
     head = [
@@ -71,8 +74,21 @@ def _group(group: StratumExamples, stratum: StratumFacts | None) -> Html:
     return tag("div", heading, tag("div", *sides, class_="pair"), class_="stratum")
 
 
+def _told(text: str, image: str | None) -> Html:
+    """A cell with what a row says and shows."""
+    return tag("td", picture(image, text or "image"), cut(text) if text or image is None else None, dir="auto")
+
+
 def _row(row: Example) -> Html:
     score = tag("span", f"score {number(row.score)}") if row.score is not None else None
-    return tag(
-        "li", tag("p", cut(row.text), dir="auto"), tag("small", score, tag("code", row.row_id[:12], title=row.row_id))
-    )
+    shown = picture(row.image, f"row {row.row_id[:12]}")
+    text = tag("p", cut(row.text), dir="auto") if row.text or shown is None else None
+    small = tag("small", score, tag("code", row.row_id[:12], title=row.row_id))
+    return tag("li", shown, text, small, class_="pictured" if shown is not None else None)
+
+
+def picture(image: str | None, alt: str) -> Html | None:
+    """Show a JPEG in base64; None where there is none, or it is something else."""
+    if image is None or not _BASE64.fullmatch(image):
+        return None
+    return tag("img", src=f"data:image/jpeg;base64,{image}", alt=cut(alt), loading="lazy", class_="thumb")

@@ -193,11 +193,19 @@ def balance_score(counts: Iterable[int]) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One row to read. The page cuts its text at 240 characters."""
+    """One row to read, or to look at. The page cuts its text at 240 characters.
+
+    Attributes:
+        row_id: Its id.
+        text: Its text; empty where the run has none.
+        score: Its score, if there is one.
+        image: A small JPEG of its image in base64, if it has one.
+    """
 
     row_id: str
     text: str
     score: float | None = None
+    image: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +252,8 @@ class MatchFacts:
         other: The row that it matches.
         row_id: Id of the row taken out.
         similarity: Similarity by that rule, 0 to 1.
+        image: A small JPEG of the row taken out in base64, where rows have images.
+        other_image: The same of the row that it matches, where that is a row of the run.
     """
 
     rule: str
@@ -251,6 +261,8 @@ class MatchFacts:
     other: str
     row_id: str
     similarity: float
+    image: str | None = None
+    other_image: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

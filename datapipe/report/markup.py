@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 __all__ = ["Html", "breakable", "count", "cut", "escape", "join", "number", "percent", "plain", "short", "tag"]
 
-_VOID = frozenset({"br", "col", "hr", "input", "link", "meta"})
+_VOID = frozenset({"br", "col", "hr", "img", "input", "link", "meta"})
 # What XML cannot hold, what hides text, and the overrides that show text in another order than it has.
 _UNSHOWN = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"

@@ -5,6 +5,7 @@ ingest -> [embed | tokens] -> [screen] -> the metric's family (its last stage: s
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,10 @@ from datapipe.errors import ColumnError
 from datapipe.metrics.base import get_metric
 from datapipe.stages.columns import DEFAULT_TEXT, resolve_columns
 from datapipe.stages.embed import Embed
+from datapipe.stages.embed_images import EmbedImages
 from datapipe.stages.embedder import Embedder, arithmetic_bits
 from datapipe.stages.export import Export
+from datapipe.stages.images import check_image_model, image_files, load_evaluation_images
 from datapipe.stages.ingest import Ingest
 from datapipe.stages.report import Report, ReportConfig
 from datapipe.stages.scoring import ScoreFamily, ScoreInputs, family_of
@@ -27,6 +30,8 @@ from datapipe.storage.digest import plain
 if TYPE_CHECKING:
     from datapipe.pipeline import Stage
     from datapipe.settings import Settings
+    from datapipe.storage.arrays import Float32
+    from datapipe.storage.images import ImageFiles
     from datapipe.storage.ingest import IngestSpec
     from datapipe.storage.source import Source
 
@@ -50,19 +55,29 @@ class Wiring:
         self.needs = frozenset() if config.dynamics is not None else self.metric.needs
         if "labels" in self.needs and self.columns.label is None:
             raise ColumnError(f"the metric {self.metric.name} needs labels: name their column with label_column")
+        if self.columns.image is not None:
+            check_image_model(config.model, column=self.columns.image, embeds=self.embeds)
         self.family: ScoreFamily = family_of(self.metric.name)
         self.digests: tuple[str, ...] = ()
 
     @cached_property
     def embedder(self) -> Embedder:
         """The run's embedder, loaded when it is first asked for."""
-        return Embedder(self.config.model, device=self.config.device or self.settings.device)
+        task = "embed" if self.columns.image is None else "embed_image"
+        return Embedder(self.config.model, device=self.config.device or self.settings.device, task=task)
+
+    @cached_property
+    def images(self) -> ImageFiles | None:
+        """The reader of the image column; None where the run has none."""
+        name = self.columns.image
+        return image_files(self.source, name, settings=self.settings) if name is not None else None
 
     @property
     def embeds(self) -> bool:
-        """Whether texts have to be embedded: the metric or near matches need vectors, and the source brings none."""
+        """Whether rows have to be embedded: the metric or near matches need vectors, and the source brings none."""
         wanted = "vectors" in self.needs or self.config.protect is not None
-        return wanted and self.columns.vector is None and self.columns.text is not None
+        given = (self.columns.text, self.columns.image)
+        return wanted and self.columns.vector is None and given != (None, None)
 
     @property
     def vectors(self) -> str | None:
@@ -105,7 +120,7 @@ class Wiring:
         """Make the stages over a source with these file digests."""
         self.digests = digests
         makers = {
-            "ingest": lambda: Ingest(self.source, digests, self._ingest_spec()),
+            "ingest": lambda: Ingest(self.source, digests, self._ingest_spec(), self.images),
             "embed": self._embed,
             "tokens": self._count_tokens,
             "screen": self._screen,
@@ -124,6 +139,7 @@ class Wiring:
             vector_column=self.columns.vector,
             label_column=self.columns.label,
             group_column=self.columns.balance,
+            image_column=self.columns.image,
             id_column=self.columns.id,
             shard_rows=self.config.shard_rows,
             max_cell_bytes=self.settings.limits.max_cell_bytes,
@@ -131,6 +147,17 @@ class Wiring:
 
     def _embed(self) -> Stage:
         model = self.embedder
+        if self.images is not None:
+            return EmbedImages(
+                images=self.images,
+                files=self.digests,
+                worker=model.worker,
+                model=model.name,
+                digest=model.digest,
+                dim=model.dim,
+                batch=model.batch,
+                bits=model.bits,
+            )
         return Embed(worker=model.worker, model=model.name, digest=model.digest, dim=model.dim, bits=model.bits)
 
     def _count_tokens(self) -> Stage:
@@ -178,11 +205,15 @@ class Wiring:
 
     def _screen(self) -> Stage:
         config = self.config
+        content = "text" if self.columns.image is None else "image"
         if config.protect is None:
-            return Screen(ScreenConfig(dedup=config.dedup), None, None)
+            return Screen(ScreenConfig(dedup=config.dedup, content=content), None, None)
         evaluation = _Evaluation(self)
         settings = ScreenConfig(
-            dedup=config.dedup, evaluation=evaluation.source.digests(), threshold=config.protect_threshold
+            dedup=config.dedup,
+            evaluation=evaluation.source.digests(),
+            threshold=config.protect_threshold,
+            content=content,
         )
         models = (self.embedder.digest,) if self.embeds else ()
         return Screen(settings, self.vectors, evaluation.load, models)
@@ -206,7 +237,8 @@ class Wiring:
                 vectors=self.vectors,
                 texts=self.columns.text is not None,
                 screened=self.screens,
-            )
+            ),
+            self.images,
         )
 
     def _title(self) -> str:
@@ -225,36 +257,45 @@ class _Evaluation:
         self.source = open_source(
             str(wiring.config.protect),
             limits=wiring.settings.limits.as_limits(),
-            text_columns=(DEFAULT_TEXT,) if asked.text is None else (asked.text, DEFAULT_TEXT),
+            text_columns=tuple(name for name in (asked.text, asked.image, DEFAULT_TEXT) if name is not None),
         )
         there = self.source.schema.names
         self._column = asked.text if asked.text in there else None
         if asked.text is not None and self._column is None:
             self._column = resolve_columns(CurateConfig(), self.source.schema).text
         self._vector = asked.vector if asked.vector in there else None
-        if self._column is None and self._vector is None:
+        self._image = asked.image if asked.image in there else None
+        if (self._column, self._vector, self._image) == (None, None, None):
+            own = "image" if asked.image is not None else "text"
             raise ColumnError(
-                f"{wiring.config.protect} has neither the text nor the vector column of the run; "
+                f"{wiring.config.protect} has neither the {own} nor the vector column of the run; "
                 f"its columns are {', '.join(there)}"
             )
 
     def load(self) -> EvaluationSet:
         """Read the rows, and embed them where the run embeds."""
-        import numpy as np
-
         from datapipe.embedding.text import embed_texts
-        from datapipe.storage.vectors import normalise, to_matrix
 
+        vectors = self._given()
+        if self._image is not None:
+            files = image_files(self.source, self._image, settings=self._wiring.settings)
+            found = load_evaluation_images(files, self._wiring.embedder if self._wiring.embeds else None)
+            return found if vectors is None else replace(found, vectors=vectors)
         texts: list[str] = []
-        given = []
-        names = [name for name in (self._column, self._vector) if name is not None]
-        for batch in self.source.batches(names):
-            if self._column is not None:
-                texts += [text or "" for text in batch.table[self._column].to_pylist()]
-            if self._vector is not None:
-                given.append(normalise(to_matrix(batch.table[self._vector]))[0])
-        vectors = np.concatenate(given) if given else None
+        for batch in self.source.batches([self._column]) if self._column is not None else ():
+            texts += [text or "" for text in batch.table[self._column].to_pylist()]
         if self._wiring.embeds and self._column is not None:
             embedder = self._wiring.embedder
             vectors = embed_texts(embedder.worker(), texts, model=embedder.name)[0]
         return EvaluationSet(texts=texts if self._column is not None else None, vectors=vectors)
+
+    def _given(self) -> Float32 | None:
+        """The vectors that the file brings, of unit length."""
+        import numpy as np
+
+        from datapipe.storage.vectors import normalise, to_matrix
+
+        if self._vector is None:
+            return None
+        batches = self.source.batches([self._vector])
+        return np.concatenate([normalise(to_matrix(batch.table[self._vector]))[0] for batch in batches])

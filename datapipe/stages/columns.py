@@ -25,6 +25,7 @@ class Columns:
         vector: Vectors that the source brings.
         label: Class labels.
         balance: Groups that each get a floor.
+        image: Image files to embed and to show.
         id: Unique names of the rows.
     """
 
@@ -33,6 +34,7 @@ class Columns:
     label: str | None
     balance: str | None
     id: str | None
+    image: str | None = None
 
 
 def resolve_columns(config: CurateConfig, schema: pa.Schema) -> Columns:
@@ -42,12 +44,12 @@ def resolve_columns(config: CurateConfig, schema: pa.Schema) -> Columns:
         ColumnError: A named column is absent, or no text column was named and there is not exactly one candidate; lists
             the columns there are.
     """
-    for role in ("text_column", "embedding_column", "label_column", "balance", "id_column"):
+    for role in ("text_column", "embedding_column", "label_column", "balance", "id_column", "image_column"):
         name = getattr(config, role)
         if name is not None and name not in schema.names:
             raise ColumnError(f"{role} {name!r} is not in the source; its columns are {', '.join(schema.names)}")
     text = config.text_column
-    if text is None and config.embedding_column is None:
+    if text is None and config.embedding_column is None and config.image_column is None:
         text = _only_text(schema)
     return Columns(
         text=text,
@@ -55,6 +57,7 @@ def resolve_columns(config: CurateConfig, schema: pa.Schema) -> Columns:
         label=config.label_column,
         balance=config.balance,
         id=config.id_column,
+        image=config.image_column,
     )
 
 
@@ -62,6 +65,8 @@ def text_columns(config: CurateConfig) -> tuple[str, ...]:
     """Columns that are strings whatever a file without types holds: the one named, else the one taken by default."""
     if config.text_column is not None:
         return (config.text_column,)
+    if config.image_column is not None:
+        return (config.image_column,)
     return (DEFAULT_TEXT,) if config.embedding_column is None else ()
 
 

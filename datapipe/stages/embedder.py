@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from datapipe.workers.registry import LoadedModel
     from datapipe.workers.worker import LocalWorker
 
+IMAGE_BATCH = {"cpu": 8, "cuda": 128}
+"""Images of a batch, on every machine of a kind; a divisor of the images that the task prepares at a time."""
+
+_ANY_TOKENS = 1 << 40
+
 
 class Embedder:
     """A model to embed with, loaded when it is first asked for.
@@ -28,17 +33,18 @@ class Embedder:
     Args:
         model: `default`, `embedded:NAME`, a local folder, or a hub id.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        task: `embed` for texts, `embed_image` for images.
     """
 
-    def __init__(self, model: str, *, device: str) -> None:
+    def __init__(self, model: str, *, device: str, task: str = "embed") -> None:
         self.name = DEFAULT_EMBEDDER.name if model == "default" else model
-        self._device = device
+        self._device, self._task = device, task
         self._promised: Mapping[str, str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Name, kind of device, and the bits that the run's identity promises; Ray says which device of that kind."""
         promised = {**self.bits, "model": self.digest}
-        return {"name": self.name, "_device": self.bits["device"], "_promised": promised}
+        return {"name": self.name, "_device": self.bits["device"], "_task": self._task, "_promised": promised}
 
     @cached_property
     def _worker(self) -> LocalWorker:
@@ -46,17 +52,28 @@ class Embedder:
         from datapipe.workers.worker import LocalWorker
 
         on_cpu = resolve_device(self._device).type == "cpu"
-        return LocalWorker(device=self._device, threads=Settings().threads if on_cpu else None)
+        threads = Settings().threads if on_cpu else None
+        if self._task == "embed":
+            return LocalWorker(device=self._device, threads=threads)
+        # Images of one model are of one size: batches are counted, so that all are alike.
+        return LocalWorker(device=self._device, threads=threads, token_budget=_ANY_TOKENS, max_items=self.batch)
 
     @cached_property
     def _loaded(self) -> LoadedModel:
-        return self._worker.load(self.name, task="embed")
+        return self._worker.load(self.name, task=self._task)
 
     def worker(self) -> Worker:
         """The worker of this process. Raises `StageError` where its vectors would not be those of the run."""
         if self._promised is not None:
             check_platform(self._promised, {**self.bits, "model": self.digest})
         return self._worker
+
+    @property
+    def batch(self) -> int:
+        """Images of a batch; 1 for texts, whose batches are cut by length."""
+        from datapipe.workers.device import resolve_device
+
+        return IMAGE_BATCH[resolve_device(self._device).type] if self._task == "embed_image" else 1
 
     @property
     def digest(self) -> str:

@@ -13,8 +13,10 @@ from datapipe.config import budget_of
 
 if TYPE_CHECKING:
     from datapipe.stages.build import Wiring
+    from datapipe.storage.images import ImageFiles
 
 SAMPLE_ROWS = 256
+SAMPLE_IMAGES = 64
 INGEST_ROWS_A_SECOND = 150_000
 """Ingest, score, select and export together on two cores; embedding, where there is any, is timed."""
 
@@ -82,12 +84,15 @@ def estimate(wiring: Wiring) -> Estimate:
 
 
 def _count(wiring: Wiring) -> int:
-    columns = [wiring.columns.text or wiring.columns.vector or wiring.source.schema.names[0]]
+    own = wiring.columns
+    columns = [own.text or own.vector or own.image or wiring.source.schema.names[0]]
     return sum(len(batch.rows) for batch in wiring.source.batches(columns, rejected=lambda _: None))
 
 
 def _seconds_a_row(wiring: Wiring) -> float:
-    """Time the embedder on the first texts, once to warm up and once to measure."""
+    """Time the embedder on the first rows, once to warm up and once to measure."""
+    if wiring.images is not None:
+        return _seconds_an_image(wiring, wiring.images)
     from datapipe.embedding.text import embed_texts
 
     texts: list[str] = []
@@ -103,3 +108,23 @@ def _seconds_a_row(wiring: Wiring) -> float:
     begun = time.perf_counter()
     embed_texts(embedder.worker(), texts, model=embedder.name)
     return (time.perf_counter() - begun) / len(texts)
+
+
+def _seconds_an_image(wiring: Wiring, files: ImageFiles) -> float:
+    """The same for images, those of the first batch that has any."""
+    from datapipe.embedding.image import embed_images
+
+    embedder = wiring.embedder
+    for batch in files.source.batches([files.column], rejected=lambda _: None):
+        begun = time.perf_counter()
+        column = batch.table[files.column].slice(0, SAMPLE_IMAGES)
+        keys = files.keys(column, file=batch.file)
+        checked = (time.perf_counter() - begun) / len(keys)
+        rows = zip(column.to_pylist(), keys, strict=True)
+        images = [files.read(value, file=batch.file) for value, key in rows if isinstance(key, bytes)]
+        if images:
+            embed_images(embedder.worker(), images[:1], model=embedder.name, batch=embedder.batch)
+            begun = time.perf_counter()
+            embed_images(embedder.worker(), images, model=embedder.name, batch=embedder.batch)
+            return checked + (time.perf_counter() - begun) / len(images)
+    return 0.0

@@ -15,6 +15,7 @@ from datapipe.pipeline import Context, SetStage, StageOutput
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from datapipe.storage.images import ImageFiles
     from datapipe.storage.ingest import IngestSpec
     from datapipe.storage.source import Source
     from datapipe.storage.stage import StageDir
@@ -35,7 +36,14 @@ class IngestConfig:
 
 @dataclass(frozen=True)
 class Ingest(SetStage):
-    """Give each row its id and write it where its id says."""
+    """Give each row its id and write it where its id says.
+
+    Attributes:
+        source: What is read.
+        digests: sha256 of each of its files.
+        spec: Columns by role, and limits.
+        images: Reads and checks the image column; None where the spec names none.
+    """
 
     name: ClassVar[str] = "ingest"
     version: ClassVar[int] = 2
@@ -43,6 +51,7 @@ class Ingest(SetStage):
     source: Source
     digests: tuple[str, ...]
     spec: IngestSpec
+    images: ImageFiles | None = None
 
     @property
     def config(self) -> IngestConfig:
@@ -56,7 +65,9 @@ class Ingest(SetStage):
         """Sort the source by row id, out of core."""
         from datapipe.storage.ingest import ingest
 
-        facts = ingest(self.source, out, spec=self.spec, scratch=context.scratch, progress=context.tick)
+        facts = ingest(
+            self.source, out, spec=self.spec, scratch=context.scratch, progress=context.tick, images=self.images
+        )
         names = [f"{family}-{i:05d}.parquet" for family in ("rows", "places") for i in range(facts["shards"])]
         if out.done("rejected.parquet") is not None:
             names.append("rejected.parquet")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from datapipe.pipeline import Context, SetStage, StageOutput
 from datapipe.stages.select import read_selection
+from datapipe.stages.thumbnails import pictured
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from datapipe.report.facts import MapFacts, MatchFacts, RowCounts, RunFacts, StratumExamples
     from datapipe.report.tally import Tally
     from datapipe.storage.arrays import Float32, Ids, Int64
+    from datapipe.storage.images import ImageFiles
     from datapipe.storage.stage import StageDir
 
 PAGE = "report.html"
@@ -74,12 +76,14 @@ class Report(SetStage):
 
     Attributes:
         settings: The frozen config.
+        images: Reads the image column; None where the run has none.
     """
 
     name: ClassVar[str] = "report"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     settings: ReportConfig
+    images: ImageFiles | None = None
 
     @property
     def config(self) -> ReportConfig:
@@ -94,6 +98,8 @@ class Report(SetStage):
             asked.append(str(self.settings.vectors))
         if self.settings.screened:
             asked.append("screen/excluded")
+        if self.images is not None:
+            asked.append("ingest/places")
         return tuple(asked)
 
     def run(
@@ -103,7 +109,7 @@ class Report(SetStage):
         from datapipe.report.facts import facts_to_json
         from datapipe.report.page import build_report
 
-        facts = _Gatherer(self.settings, inputs, context).facts()
+        facts = _Gatherer(self.settings, inputs, context, self.images).facts()
         out.write_bytes(FACTS, facts_to_json(facts))
         out.write_bytes(PAGE, build_report(facts).encode())
         return [PAGE, FACTS], {"rows": facts.counts.rows_in}
@@ -112,8 +118,14 @@ class Report(SetStage):
 class _Gatherer:
     """One pass over the aligned shards."""
 
-    def __init__(self, settings: ReportConfig, inputs: Mapping[str, StageOutput], context: Context) -> None:
-        self._settings, self._inputs, self._context = settings, inputs, context
+    def __init__(
+        self,
+        settings: ReportConfig,
+        inputs: Mapping[str, StageOutput],
+        context: Context,
+        images: ImageFiles | None = None,
+    ) -> None:
+        self._settings, self._inputs, self._context, self._images = settings, inputs, context, images
 
     def facts(self) -> RunFacts:
         from datapipe.report.facts import RunFacts, RunIdentity, StrategyFacts
@@ -122,6 +134,11 @@ class _Gatherer:
         settings, select = self._settings, self._inputs["select"].facts
         tally = Tally(self._edges())
         sample = self._pass(tally)
+        shows = settings.texts or self._images is not None
+        examples, matches = (_examples(sample), self._matches()) if shows else ((), ())
+        if self._images is not None:
+            scratch = self._context.scratch / "places"
+            examples, matches = pictured(examples, matches, self._inputs["ingest"], self._images, scratch=scratch)
         cuts = sorted({stratum["cut"] for stratum in select["strata"] if "cut" in stratum})
         return RunFacts(
             identity=RunIdentity(
@@ -144,9 +161,9 @@ class _Gatherer:
             strata=tally.strata(),
             balance=tally.balance(column=settings.label_name or "label"),
             map=self._map(sample),
-            matches=self._matches(),
+            matches=matches,
             matched=self._inputs["screen"].manifest.rows if settings.screened else 0,
-            examples=_examples(sample) if settings.texts else (),
+            examples=examples,
         )
 
     def _counts(self) -> RowCounts:
@@ -232,18 +249,19 @@ class _Gatherer:
         return MapFacts(method=method, note=note, points=map_points(xy, kept, sample.strata, scores=scores))
 
     def _matches(self) -> tuple[MatchFacts, ...]:
-        if not self._settings.screened or not self._settings.texts:
+        if not self._settings.screened:
             return ()
         import pyarrow.compute as pc
 
         from datapipe.report.facts import MatchFacts
 
         found: list[MatchFacts] = []
-        rows = self._inputs["ingest"].tables("rows", columns=["row_id", "text"])
+        asked = [name for name in ("row_id", self._text) if name is not None]
+        rows = self._inputs["ingest"].tables("rows", columns=asked)
         for table in self._inputs["screen"].tables("excluded"):
             own, weakest = next(rows), table.sort_by("similarity").slice(0, SHOWN_MATCHES)
             places = pc.index_in(weakest["row_id"], value_set=own["row_id"].combine_chunks())
-            texts = own["text"].take(places).to_pylist()
+            texts = own["text"].take(places).to_pylist() if self._text is not None else [""] * len(places)
             found += [
                 MatchFacts(
                     rule=match["rule"],
@@ -301,8 +319,9 @@ def _examples(sample: _Sample) -> tuple[StratumExamples, ...]:
     sizes = Counter(name for name in sample.strata if name)
     largest = sorted(sizes, key=lambda name: (-sizes[name], name))[:SHOWN_STRATA]
     shown = {name: ([], []) for name in largest}  # type: dict[str, tuple[list[Example], list[Example]]]
+    texts = sample.texts or [""] * len(sample.ids)
     for row_id, text, score, kept, name in zip(
-        sample.ids, sample.texts, sample.scores, sample.kept, sample.strata, strict=True
+        sample.ids, texts, sample.scores, sample.kept, sample.strata, strict=True
     ):
         if name in shown and len(shown[name][not kept]) < SHOWN_EXAMPLES:
             shown[name][not kept].append(Example(row_id=row_id, text=text, score=score))

@@ -31,14 +31,16 @@ class ScreenConfig:
     """What is taken out.
 
     Attributes:
-        dedup: `none`, or `exact`: all but the first row id of each normalised text.
+        dedup: `none`, or `exact`: all but the first row id of each normalised text, or image file.
         evaluation: sha256 of each evaluation file; empty for no protection.
         threshold: Cosine from which a row matches an evaluation row nearly.
+        content: `text` or `image`: the column by which rows are equal.
     """
 
     dedup: str = "none"
     evaluation: tuple[str, ...] = ()
     threshold: float = 1.0
+    content: str = "text"
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +50,12 @@ class EvaluationSet:
     Attributes:
         texts: Their texts; None where the run has vectors only.
         vectors: Their unit vectors, float32 (rows, dim); None where the run has no vectors.
+        images: Keys of their images' content, uint64 (rows, 2); None where the run has no images.
     """
 
     texts: list[str] | None
     vectors: Float32 | None
+    images: Ids | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class Screen(SetStage):
                 for table in self._protected(matcher, inputs, context):
                     _add(excluded, table)
             if self.settings.dedup == "exact":
-                for table in _duplicates(matcher, inputs["ingest"], context.scratch):
+                for table in _duplicates(matcher, inputs["ingest"], context.scratch, content=self.settings.content):
                     _add(excluded, table)
             names, counts = _write(excluded, inputs["ingest"], out)
         rows = sum(shard.rows for shard in inputs["ingest"].shards("rows"))
@@ -116,17 +120,17 @@ class Screen(SetStage):
             context.tick(table.num_rows)
 
 
-def _duplicates(matcher: _Matcher | None, ingest: StageOutput, scratch: Path) -> Iterator[pa.Table]:
+def _duplicates(matcher: _Matcher | None, ingest: StageOutput, scratch: Path, *, content: str) -> Iterator[pa.Table]:
     """Evidence for repeats among the rows that no evaluation row equals."""
     import numpy as np
     import pyarrow as pa
 
-    from datapipe.dedup.exact import exact_duplicates, text_keys
+    from datapipe.dedup.exact import exact_duplicates
     from datapipe.storage.rowid import ids_from_arrow, ids_to_arrow, ids_to_hex
 
     def pairs() -> Iterator[tuple[Ids, Ids]]:
-        for table in ingest.tables("rows", columns=["row_id", "text"]):
-            ids, keys = ids_from_arrow(table["row_id"]), text_keys(table["text"])
+        for table in ingest.tables("rows", columns=["row_id", content]):
+            ids, keys = ids_from_arrow(table["row_id"]), _content_keys(table[content])
             left = ~matcher.exactly(keys) if matcher is not None else np.ones(len(ids), np.bool_)
             yield ids[left], keys[left]
 
@@ -134,6 +138,14 @@ def _duplicates(matcher: _Matcher | None, ingest: StageOutput, scratch: Path) ->
         shown = pa.array([f"row {name}" for name in ids_to_hex(kept)], pa.string())
         ones = np.ones(len(again), np.float32)
         yield _evidence(ids_to_arrow(again), "duplicate", ["exact"] * len(again), ones, shown)
+
+
+def _content_keys(column: pa.ChunkedArray) -> Ids:
+    """Keys of texts, or the keys of images as they stand, uint64 (rows, 2)."""
+    from datapipe.dedup.exact import text_keys
+    from datapipe.storage.rowid import ID_TYPE, ids_from_arrow
+
+    return ids_from_arrow(column) if column.type == ID_TYPE else text_keys(column)
 
 
 class _Matcher:
@@ -146,17 +158,20 @@ class _Matcher:
 
         self._evaluation, self._threshold = evaluation, threshold
         self._index: GramIndex | None = None
+        keys = text_keys(evaluation.texts) if evaluation.texts else evaluation.images
+        self._keyed = keys is not None and len(keys) > 0
+        if keys is not None and self._keyed:
+            self._keys, self._places = sort_keys(keys)
         if evaluation.texts:
-            self._keys, self._places = sort_keys(text_keys(evaluation.texts))
             self._index = gram_index(evaluation.texts)
 
     def exactly(self, keys: Ids) -> Bool:
-        """Whether each text key is one of the evaluation set's, bool (rows,)."""
+        """Whether each key is one of the evaluation set's, bool (rows,)."""
         import numpy as np
 
         from datapipe.dedup.protect import protect_exact
 
-        return protect_exact(keys, self._keys)[0] if self._index is not None else np.zeros(len(keys), np.bool_)
+        return protect_exact(keys, self._keys)[0] if self._keyed else np.zeros(len(keys), np.bool_)
 
     def match(self, rows: pa.Table, vectors: pa.Table | None) -> pa.Table:
         """Evidence for every row of `rows` that a rule finds."""
@@ -164,16 +179,15 @@ class _Matcher:
         import pyarrow as pa
 
         from datapipe.dedup.contained import protect_contained
-        from datapipe.dedup.exact import text_keys
         from datapipe.dedup.protect import RULES, combine_matches, protect_exact, protect_near
         from datapipe.storage.vectors import decode
 
         exact = contained = near = None
-        if self._index is not None:
-            texts = rows["text"].to_pylist()
-            found, place = protect_exact(text_keys(texts), self._keys)
+        if self._keyed:
+            found, place = protect_exact(_content_keys(rows["image" if self._index is None else "text"]), self._keys)
             exact = (found, np.where(found, self._places[np.maximum(place, 0)], -1))
-            contained = protect_contained(texts, self._index)
+        if self._index is not None:
+            contained = protect_contained(rows["text"].to_pylist(), self._index)
         if vectors is not None and self._evaluation.vectors is not None:
             near = protect_near(decode(vectors["vector"]), self._evaluation.vectors, threshold=self._threshold)
         matches = combine_matches(exact=exact, contained=contained, near=near)

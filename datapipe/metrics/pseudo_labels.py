@@ -9,7 +9,7 @@ DRAWS = 3
 
 
 def cluster_sizes(rows: int, *, prototypes: int | None) -> list[int]:
-    """Clusters of each clustering: `prototypes`, or sqrt(rows) within 8 ... 1,000; at least 2, at most half of the rows.
+    """Clusters of each clustering: `prototypes`, or sqrt(rows) within 8 ... 1,000; 2 ... rows / 2 in any case.
 
     Args:
         rows: Rows that there are to cluster, >= 2.

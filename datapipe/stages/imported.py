@@ -139,7 +139,8 @@ def _numbers(column: pa.ChunkedArray, path: str, name: str) -> Float32:
         values = column.cast(pa.float64()).to_numpy()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ColumnError(f"column {name!r} of {path} holds no numbers: {error}") from error
-    return values.astype(np.float32)
+    narrow: Float32 = values.astype(np.float32)
+    return narrow
 
 
 def _value(columns: list[pa.ChunkedArray], row: int) -> object:

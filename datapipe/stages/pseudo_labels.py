@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from datapipe.errors import MetricError
 from datapipe.pipeline import Context, SetStage, StageOutput
-from datapipe.stages.proxy import Rows, RowInputs, read_rows, write_aligned
+from datapipe.stages.proxy import RowInputs, Rows, read_rows, write_aligned
 from datapipe.stages.scoring import ScoreFamily
 
 if TYPE_CHECKING:

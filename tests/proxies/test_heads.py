@@ -84,6 +84,6 @@ def test_a_row_that_only_its_own_label_explains_is_memorised(tmp_path: Path) -> 
 
 def test_one_class_is_nothing_to_learn() -> None:
     data = blobs()
-    with pytest.raises(MetricError, match="learns from at least two classes, the [0-9]+ labelled rows have 1"):
+    with pytest.raises(MetricError, match=r"learns from at least two classes, the [0-9]+ labelled rows have 1"):
         HeadData(data.codes, data.labels, np.flatnonzero(data.labels == 0), CLASSES)
     assert train_head(data, HeadConfig(hidden=0, epochs=1), seed=0, watch=None) is not None

@@ -1,0 +1,105 @@
+"""A proof calls a difference a win only beyond the noise, and its test rows come from outside the run."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import pytest
+
+from datapipe.curation import curate
+from datapipe.errors import ColumnError, ConfigError, MetricError
+from datapipe.proof.heads import HeadRecipe
+from datapipe.proof.run import compare, prove
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RECIPE = HeadRecipe(steps=40, batch_rows=32)
+
+
+def _clouds(rows: int, *, seed: int) -> tuple[np.ndarray, list[str]]:
+    draws = np.random.default_rng(seed)
+    codes = np.arange(rows) % 3
+    vectors = np.eye(8)[codes] + draws.normal(0, 0.4, (rows, 8))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), [f"c{at}" for at in codes]
+
+
+def _frame(rows: int, *, seed: int) -> pl.DataFrame:
+    vectors, labels = _clouds(rows, seed=seed)
+    return pl.DataFrame({"vector": vectors.tolist(), "label": labels, "text": [f"row {seed} {i}" for i in range(rows)]})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("proof")
+    curate(_frame(240, seed=0), out=folder / "run", keep=0.5, embedding_column="vector", label_column="label")
+    _frame(90, seed=1).write_parquet(folder / "test.parquet")
+    return folder / "run"
+
+
+def test_a_run_is_proved_and_its_page_holds_the_verdict(run: Path) -> None:
+    found = prove(run, run.parent / "test.parquet", seeds=3, steps=40)
+    assert [(arm.name, arm.rows) for arm in found.arms] == [("kept", 120), ("random", 120), ("full", 240)]
+    assert all(arm.accuracy.mean > 0.6 for arm in found.arms)
+    assert all(min(arm.worst_classes) <= arm.accuracy.mean for arm in found.arms)
+    written = json.loads((run / "proof.json").read_text())
+    assert written["against_random"]["verdict"] == found.against_random.verdict
+    assert found.against_full.verdict in (run / "proof.html").read_text()
+    assert found.seconds["scoring"] > 0
+    again = prove(run, run.parent / "test.parquet", seeds=3, steps=40)
+    assert again.arms == found.arms
+
+
+def test_a_random_choice_does_not_win_against_random() -> None:
+    vectors, labels = _clouds(300, seed=0)
+    test, truth = _clouds(300, seed=1)
+    kept = np.random.default_rng(2).permutation(300) < 100
+    found = compare(
+        vectors, labels, kept=kept, pool=np.ones(300, bool), test=test, test_labels=truth, seeds=4, recipe=RECIPE
+    )
+    assert found.against_random.verdict == "no difference inside the noise"
+
+
+def test_a_choice_that_leaves_out_a_class_loses_and_its_worst_class_shows_it() -> None:
+    vectors, labels = _clouds(300, seed=0)
+    test, truth = _clouds(150, seed=1)
+    kept = np.array([label != "c2" for label in labels])
+    found = compare(
+        vectors, labels, kept=kept, pool=np.ones(300, bool), test=test, test_labels=truth, seeds=4, recipe=RECIPE
+    )
+    assert (found.against_random.verdict, found.against_full.verdict) == ("loss", "loss")
+    assert found.arms[0].worst_class.mean < 0.1
+
+
+def test_rows_without_a_label_or_of_a_strange_class_are_counted_and_left_out() -> None:
+    vectors, labels = _clouds(60, seed=0)
+    test, truth = _clouds(30, seed=1)
+    found = compare(
+        vectors,
+        [None, *labels[1:]],
+        kept=np.arange(60) < 30,
+        pool=np.ones(60, bool),
+        test=test,
+        test_labels=["other", *truth[1:]],
+        seeds=2,
+        recipe=RECIPE,
+    )
+    assert (found.test_rows, found.arms[0].rows, found.arms[2].rows) == (29, 29, 59)
+    assert len(found.warnings) == 2
+
+
+def test_what_cannot_be_proved_is_refused(run: Path, tmp_path: Path) -> None:
+    test = run.parent / "test.parquet"
+    with pytest.raises(ConfigError, match="seeds must be at least 2, got 1"):
+        prove(run, test, seeds=1)
+    with pytest.raises(ColumnError, match="no column 'klass'"):
+        prove(run, test, label_column="klass")
+    pl.read_parquet(test).with_columns(label=pl.lit("unknown")).write_parquet(tmp_path / "other.parquet")
+    with pytest.raises(MetricError, match="none of the 90 test rows has a class of the run"):
+        prove(run, tmp_path / "other.parquet")
+    curate(_frame(60, seed=0), out=tmp_path / "run", keep=0.5, embedding_column="vector")
+    with pytest.raises(ColumnError, match="make it with --label-column"):
+        prove(tmp_path / "run", test)

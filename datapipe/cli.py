@@ -18,6 +18,7 @@ from typer import Argument, Option
 
 from datapipe.advisor.command import advise_command
 from datapipe.errors import ConfigError, DatapipeError
+from datapipe.proof.command import prove_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -219,6 +220,7 @@ def report(
 
 
 app.command(name="advise")(advise_command)
+app.command(name="prove")(prove_command)
 
 
 @app.command(name="config")

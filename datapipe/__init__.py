@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from datapipe.config import CurateConfig
     from datapipe.curation import curate
     from datapipe.frames import score, select
+    from datapipe.proof.run import Proof, prove
     from datapipe.runs import CurateResult, open_run
     from datapipe.selection.budget import Budget
     from datapipe.storage.source import scan
@@ -30,6 +31,8 @@ _HOME = {
     "CurateResult": "datapipe.runs",
     "open_run": "datapipe.runs",
     "curate": "datapipe.curation",
+    "Proof": "datapipe.proof.run",
+    "prove": "datapipe.proof.run",
     "scan": "datapipe.storage.source",
     "score": "datapipe.frames",
     "select": "datapipe.frames",
@@ -41,10 +44,12 @@ __all__ = [
     "Budget",
     "CurateConfig",
     "CurateResult",
+    "Proof",
     "__version__",
     "advise",
     "curate",
     "open_run",
+    "prove",
     "scan",
     "score",
     "select",

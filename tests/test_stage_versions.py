@@ -85,6 +85,20 @@ SOURCES = {
         *("proxies/heads.py", "proxies/training.py", "stages/proxy.py"),
     ],
     "datapipe.stages.imported.ScoreImported": ["metrics/imported.py", "stages/proxy.py"],
+    "datapipe.stages.class_means.ScoreClassMeans": [
+        "metrics/class_means.py",
+        "stages/neighbours.py",
+        "storage/vectors.py",
+    ],
+    "datapipe.stages.neighbours.ScoreNeighbours": [
+        "metrics/assign.py",
+        "metrics/density.py",
+        "metrics/kmeans.py",
+        "metrics/knn.py",
+        "stages/proxy.py",
+        "storage/lists.py",
+    ],
+    "datapipe.stages.coverage.ScoreCoverage": ["metrics/coverage.py", "stages/neighbours.py", "stages/proxy.py"],
     "datapipe.stages.select.Select": ["selection/*.py", "storage/order.py"],
     "datapipe.stages.export.Export": ["storage/export.py", "storage/parquet.py"],
     "datapipe.stages.report.Report": [

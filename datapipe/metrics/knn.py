@@ -1,0 +1,148 @@
+"""Cosines to the nearest neighbours of every row, list by list.
+
+    VectorLists -> for each list: its rows x the rows of the nearest lists, in tiles -> the k best -> float32 (rows, k)
+
+With one list the search is exact. With more, a row is compared with the rows of the `probes` lists whose centroids are
+nearest to that of its own; `measured_recall` says what that costs. Bits: tiles have a fixed shape (filled up with zero
+rows), one thread makes one product, and threads share out whole blocks of rows; so their number changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from datapipe.errors import MetricError
+from datapipe.metrics.pool import ChunkPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from datapipe.storage.arrays import Float32, Int64
+    from datapipe.storage.lists import VectorLists
+
+QUERIES = 512
+"""Rows of a block."""
+TILE = 2048
+"""Rows that a block is compared with in one product."""
+EXACT_ROWS = 200_000
+"""Up to so many rows all pairs are compared."""
+
+
+def neighbour_lists(centroids: Float32, probes: int) -> Int64:
+    """The lists nearest to each list, itself first, int64 (lists, min(probes, lists)); ties go to the lower list.
+
+    Time and memory lists^2 in blocks of 1,024 lists.
+    """
+    probes = min(probes, len(centroids))
+    wide = centroids.astype(np.float64)
+    near = np.empty((len(wide), probes), np.int64)
+    for start in range(0, len(wide), 1024):
+        cosines = wide[start : start + 1024] @ wide.T
+        own = np.arange(len(cosines))
+        cosines[own, own + start] = np.inf
+        near[start : start + 1024] = np.argsort(-cosines, axis=1, kind="stable")[:, :probes]
+    return near
+
+
+def nearest_cosines(
+    lists: VectorLists,
+    near: Int64,
+    *,
+    k: int,
+    device: str = "cpu",
+    threads: int | None = None,
+    tick: Callable[[int], None] | None = None,
+) -> Float32:
+    """Return the cosines of each row to its k nearest neighbours, greatest first, float32 (rows, k), in row order.
+
+    A row is no neighbour of its own, a copy of it is. Where fewer than k rows can be compared, NaN fills up. Time
+    rows * rows compared * dim; memory 4 * k bytes a row and two tiles a thread.
+
+    Args:
+        lists: The vectors.
+        near: Lists to compare each list with, int64 (lists, probes), itself among them.
+        k: Neighbours, 1 <= k <= `TILE`.
+        device: "cpu", or a torch device such as "cuda".
+        threads: Host threads; None takes the CPUs this process may use. Does not change the result.
+        tick: Called with the rows just done.
+
+    Raises:
+        MetricError: k is out of range.
+    """
+    if not 1 <= k <= TILE:
+        raise MetricError(f"k counts neighbours, 1 <= k <= {TILE}; got {k}")
+    found = np.full((len(lists.rows), k), np.nan, np.float32)
+    blocks = _blocks(lists)
+
+    def work(at: int) -> None:
+        number, places = blocks[at]
+        found[lists.rows[places]] = _best(lists, places, near[number], k, device)
+        if tick is not None and device == "cpu":
+            tick(places.stop - places.start)
+
+    if device == "cpu":
+        pool = ChunkPool(threads)
+        try:
+            pool.map(work, range(len(blocks)))
+        finally:
+            pool.close()
+    else:
+        for at in range(len(blocks)):
+            work(at)
+    return found
+
+
+def measured_recall(approximate: Float32, exact: Float32) -> float:
+    """Part of the true neighbours that were found, 0 ... 1: cosines (rows, k) of both searches, greatest first.
+
+    A neighbour counts as found where the approximate cosine at its rank is no lower, to within 1e-5 of rounding.
+    """
+    known = np.isfinite(exact)
+    hits = 0
+    for true, seen in zip(exact, approximate, strict=True):
+        least = true[np.isfinite(true)].min(initial=np.inf)
+        hits += int((seen[np.isfinite(seen)] >= least - 1e-5).sum())
+    return min(hits / max(int(known.sum()), 1), 1.0)
+
+
+def _blocks(lists: VectorLists) -> list[tuple[int, slice]]:
+    """Blocks of at most `QUERIES` places of one list."""
+    bounds = zip(lists.offsets[:-1].tolist(), lists.offsets[1:].tolist(), strict=True)
+    return [
+        (number, slice(start, min(start + QUERIES, end)))
+        for number, (low, end) in enumerate(bounds)
+        for start in range(low, end, QUERIES)
+    ]
+
+
+def _best(lists: VectorLists, places: slice, near: Int64, k: int, device: str) -> Float32:
+    """The k greatest cosines of the rows at `places`, float32 (places, k), NaN where there are fewer."""
+    import torch
+
+    rows = places.stop - places.start
+    queries = _padded(lists, places, QUERIES, device)
+    best = torch.full((QUERIES, k), -torch.inf, device=device)
+    for number in near.tolist():
+        low, end = int(lists.offsets[number]), int(lists.offsets[number + 1])
+        for start in range(low, end, TILE):
+            tile = slice(start, min(start + TILE, end))
+            cosines = queries @ _padded(lists, tile, TILE, device).T
+            cosines[:, tile.stop - tile.start :] = -torch.inf
+            own = range(max(places.start, tile.start), min(places.stop, tile.stop))
+            for place in own:
+                cosines[place - places.start, place - tile.start] = -torch.inf
+            best = torch.cat([best, cosines.topk(k, dim=1).values], dim=1).topk(k, dim=1).values
+    values: Float32 = best[:rows].cpu().numpy()
+    return np.where(np.isfinite(values), np.clip(values, -1.0, 1.0), np.float32(np.nan))
+
+
+def _padded(lists: VectorLists, places: slice, rows: int, device: str) -> torch.Tensor:
+    import torch
+
+    tile = torch.zeros(rows, lists.codes.shape[1])
+    tile[: places.stop - places.start] = torch.from_numpy(lists.unit(places))
+    return tile.to(device)

@@ -1,0 +1,89 @@
+"""Neighbours and the scores made of them, against plain float64."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from datapipe.errors import MetricError
+from datapipe.metrics.density import knn_density, typicality
+from datapipe.metrics.knn import measured_recall, nearest_cosines, neighbour_lists
+from datapipe.storage.lists import VectorLists, build_lists
+from datapipe.storage.vectors import codes, decode, encode
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ROWS, DIM, K = 2700, 24, 7
+
+
+def some(rows: int = ROWS) -> np.ndarray:
+    vectors = np.random.default_rng(1).normal(size=(rows, DIM))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def listed(vectors: np.ndarray, assigned: np.ndarray, path: Path) -> VectorLists:
+    bits = codes(encode(vectors))
+    return build_lists([bits[:1000], bits[1000:]], assigned, lists=int(assigned.max()) + 1, dim=DIM, path=path)
+
+
+def reference(vectors: np.ndarray, k: int) -> np.ndarray:
+    wide = decode(encode(vectors)).astype(np.float64)
+    wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+    cosines = wide @ wide.T
+    np.fill_diagonal(cosines, -np.inf)
+    return -np.sort(-cosines, axis=1)[:, :k]
+
+
+def test_all_neighbours_are_found_whatever_the_lists_as_long_as_all_are_probed(tmp_path: Path) -> None:
+    vectors = some()
+    for lists in (1, 5):
+        assigned = np.random.default_rng(2).integers(0, lists, ROWS).astype(np.int32)
+        every = np.tile(np.arange(lists), (lists, 1))
+        found = nearest_cosines(listed(vectors, assigned, tmp_path / f"{lists}"), every, k=K)
+        np.testing.assert_allclose(found, reference(vectors, K), atol=1e-6)
+        assert measured_recall(found, reference(vectors, K).astype(np.float32)) == 1.0
+
+
+def test_threads_change_no_bit(tmp_path: Path) -> None:
+    lists = listed(some(), np.zeros(ROWS, np.int32), tmp_path / "lists")
+    near = np.zeros((1, 1), np.int64)
+    one = nearest_cosines(lists, near, k=K, threads=1)
+    assert one.tobytes() == nearest_cosines(lists, near, k=K, threads=3).tobytes()
+
+
+def test_scores_are_means_over_the_neighbours(tmp_path: Path) -> None:
+    vectors = some()
+    found = nearest_cosines(listed(vectors, np.zeros(ROWS, np.int32), tmp_path / "l"), np.zeros((1, 1), np.int64), k=K)
+    expected = reference(vectors, K)
+    np.testing.assert_allclose(knn_density(found), (1 - expected).mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(typicality(found), 1 / np.sqrt(2 - 2 * expected).mean(axis=1), rtol=1e-5)
+
+
+def test_copies_are_dense_and_typical_within_bounds_and_a_lone_row_is_neither(tmp_path: Path) -> None:
+    copies = np.repeat(some(1), 30, axis=0)
+    lists = build_lists([codes(encode(copies))], np.zeros(30, np.int32), lists=1, dim=DIM, path=tmp_path / "copies")
+    found = nearest_cosines(lists, np.zeros((1, 1), np.int64), k=K)
+    assert knn_density(found).max() < 1e-6
+    assert set(typicality(found)) == {256.0}
+    none = np.full((1, K), np.nan, np.float32)
+    assert knn_density(none).tolist() == [2.0]
+    assert typicality(none).tolist() == [0.5]
+
+
+def test_fewer_rows_than_neighbours_leave_the_rest_open(tmp_path: Path) -> None:
+    lists = build_lists([codes(encode(some(3)))], np.zeros(3, np.int32), lists=1, dim=DIM, path=tmp_path / "few")
+    found = nearest_cosines(lists, np.zeros((1, 1), np.int64), k=K)
+    assert np.isfinite(found).sum(axis=1).tolist() == [2, 2, 2]
+
+
+def test_a_list_is_nearest_to_itself() -> None:
+    assert neighbour_lists(some(9), 4)[:, 0].tolist() == list(range(9))
+
+
+def test_k_out_of_range_is_refused(tmp_path: Path) -> None:
+    lists = listed(some(), np.zeros(ROWS, np.int32), tmp_path / "lists")
+    with pytest.raises(MetricError, match="1 <= k <= 2048; got 0"):
+        nearest_cosines(lists, np.zeros((1, 1), np.int64), k=0)

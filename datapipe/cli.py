@@ -67,7 +67,10 @@ def curate(
     ] = None,
     id_column: Annotated[str | None, Option(help="Unique names of the rows; default: ids from the content.")] = None,
     dedup: Annotated[
-        str | None, Option(help="none or exact: take out repeats of a normalised text or an image.")
+        str | None, Option(help="none; exact: repeats of a text or an image go; semantic: and rows that say the same.")
+    ] = None,
+    dedup_threshold: Annotated[
+        float | None, Option(help="Cosine from which two rows say the same; default 0.95. A lower one takes out more.")
     ] = None,
     protect: Annotated[
         str | None, Option(help="Evaluation file; rows that match it, exactly or nearly, go out.")

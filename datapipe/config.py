@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datapipe.selection.budget import Budget
 
 Strategy = Literal["auto", "hard", "easy", "random", "strata"]
-DedupMode = Literal["none", "exact"]
+DedupMode = Literal["none", "exact", "semantic"]
 MetricName = Literal[
     "prototypes",
     "random",
@@ -65,6 +65,7 @@ class CurateOptions(TypedDict, total=False):
     image_column: str | None
     id_column: str | None
     dedup: DedupMode
+    dedup_threshold: float
     protect: str | None
     protect_threshold: float
     model: str
@@ -103,7 +104,9 @@ class CurateConfig:
             Needs a vision model in `model`, unless the source brings vectors or the metric needs none.
         label_column: Class labels: they set the number of prototypes and the strata.
         id_column: Column whose values name the rows; must be unique. Default: row ids come from the rows' content.
-        dedup: `exact` takes out all but one of the rows whose normalised text, or image file, is equal.
+        dedup: `exact` takes out all but one of the rows whose normalised text, or image file, is equal; `semantic`
+            those, and all but one of the rows whose vectors say the same.
+        dedup_threshold: Cosine from which two rows say the same, 0 < threshold <= 1.
         protect: File with evaluation rows; what matches one, exactly or nearly, is taken out.
         protect_threshold: Cosine from which a row matches nearly, 0 < threshold <= 1. At 0.98 nearly all matches are
             copies with a word changed; at 0.95 most are other questions on the same matter.
@@ -136,6 +139,7 @@ class CurateConfig:
     image_column: str | None = None
     id_column: str | None = None
     dedup: DedupMode = "none"
+    dedup_threshold: float = 0.95
     protect: str | None = None
     protect_threshold: float = 0.98
     model: str = "default"
@@ -166,6 +170,8 @@ class CurateConfig:
             _in_range("prototypes", self.prototypes, 1, 1 << 22)
         if self.max_rejected is not None:
             _in_range("max_rejected", self.max_rejected, 0, 2**63 - 1)
+        if not _is_share(self.dedup_threshold):
+            raise ConfigError(f"dedup_threshold must be above 0 and at most 1, got {self.dedup_threshold!r}")
         if not _is_share(self.protect_threshold):
             raise ConfigError(f"protect_threshold must be above 0 and at most 1, got {self.protect_threshold!r}")
 

@@ -99,6 +99,15 @@ SOURCES = {
         "storage/lists.py",
     ],
     "datapipe.stages.coverage.ScoreCoverage": ["metrics/coverage.py", "stages/neighbours.py", "stages/proxy.py"],
+    "datapipe.stages.duplicates.FindDuplicates": [
+        "dedup/exact.py",
+        "dedup/semantic.py",
+        "metrics/assign.py",
+        "metrics/kmeans.py",
+        "metrics/knn.py",
+        "stages/neighbours.py",
+        "storage/lists.py",
+    ],
     "datapipe.stages.select.Select": ["selection/*.py", "storage/order.py"],
     "datapipe.stages.export.Export": ["storage/export.py", "storage/parquet.py"],
     "datapipe.stages.report.Report": [

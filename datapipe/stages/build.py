@@ -14,6 +14,7 @@ from datapipe.config import SCORES_OPTIONS, CurateConfig, budget_of
 from datapipe.errors import ColumnError
 from datapipe.metrics.base import get_metric
 from datapipe.stages.columns import DEFAULT_TEXT, resolve_columns
+from datapipe.stages.duplicates import DuplicatesConfig, FindDuplicates
 from datapipe.stages.embed import Embed
 from datapipe.stages.embed_images import EmbedImages
 from datapipe.stages.embedder import Embedder, arithmetic_bits
@@ -75,7 +76,8 @@ class Wiring:
     @property
     def embeds(self) -> bool:
         """Whether rows have to be embedded: the metric or near matches need vectors, and the source brings none."""
-        wanted = "vectors" in self.needs or self.config.protect is not None
+        compares = self.config.protect is not None or self.config.dedup == "semantic"
+        wanted = "vectors" in self.needs or compares
         given = (self.columns.text, self.columns.image)
         return wanted and self.columns.vector is None and given != (None, None)
 
@@ -104,9 +106,10 @@ class Wiring:
         optional = {
             "embed": self.embeds,
             "tokens": self.tokens == "tokens",
+            "duplicates": self.config.dedup == "semantic",
             "screen": self.screens,
         }
-        order = ("ingest", "embed", "tokens", "screen", *self.family.stages, "select", "export", "report")
+        order = ("ingest", "embed", "tokens", "duplicates", "screen", *self.family.stages, "select", "export", "report")
         return [name for name in order if optional.get(name, True)]
 
     @property
@@ -123,6 +126,7 @@ class Wiring:
             "ingest": lambda: Ingest(self.source, digests, self._ingest_spec(), self.images),
             "embed": self._embed,
             "tokens": self._count_tokens,
+            "duplicates": self._duplicates,
             "screen": self._screen,
             "select": self._select,
             "export": lambda: Export(self.source, digests, self.metric.name),
@@ -203,9 +207,27 @@ class Wiring:
             )
         )
 
+    @property
+    def _content(self) -> str:
+        if self.columns.image is not None:
+            return "image"
+        return "text" if self.columns.text is not None or self.config.dedup != "semantic" else "vector"
+
+    def _duplicates(self) -> Stage:
+        if self.vectors is None:
+            raise ColumnError("dedup='semantic' compares vectors: name the text_column or the embedding_column")
+        device, bits = self._device()
+        settings = DuplicatesConfig(
+            vectors=self.vectors,
+            content=self._content,
+            threshold=self.config.dedup_threshold,
+            seed=self.config.seed,
+        )
+        return FindDuplicates(settings, device, bits)
+
     def _screen(self) -> Stage:
         config = self.config
-        content = "text" if self.columns.image is None else "image"
+        content = self._content
         if config.protect is None:
             return Screen(ScreenConfig(dedup=config.dedup, content=content), None, None)
         evaluation = _Evaluation(self)

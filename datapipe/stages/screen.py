@@ -31,10 +31,11 @@ class ScreenConfig:
     """What is taken out.
 
     Attributes:
-        dedup: `none`, or `exact`: all but the first row id of each normalised text, or image file.
+        dedup: `none`; `exact`: all but the first row id of each normalised text, or image file; `semantic`: those, and
+            what the stage `duplicates` found.
         evaluation: sha256 of each evaluation file; empty for no protection.
         threshold: Cosine from which a row matches an evaluation row nearly.
-        content: `text` or `image`: the column by which rows are equal.
+        content: `text` or `image` (`vector` where there is neither): the column by which rows are equal.
     """
 
     dedup: str = "none"
@@ -85,7 +86,8 @@ class Screen(SetStage):
     @property
     def needs(self) -> tuple[str, ...]:
         """The rows, and the vectors where they are elsewhere."""
-        return ("ingest/rows",) if self.vectors in {None, "ingest/rows"} else ("ingest/rows", str(self.vectors))
+        vectors = () if self.vectors in {None, "ingest/rows"} else (str(self.vectors),)
+        return ("ingest/rows", *vectors, *(("duplicates",) if self.settings.dedup == "semantic" else ()))
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -103,9 +105,11 @@ class Screen(SetStage):
             if matcher is not None:
                 for table in self._protected(matcher, inputs, context):
                     _add(excluded, table)
-            if self.settings.dedup == "exact":
+            if self.settings.dedup != "none" and self.settings.content != "vector":
                 for table in _duplicates(matcher, inputs["ingest"], context.scratch, content=self.settings.content):
                     _add(excluded, table)
+            if self.settings.dedup == "semantic":
+                _add(excluded, _semantic(inputs["duplicates"]))
             names, counts = _write(excluded, inputs["ingest"], out)
         rows = sum(shard.rows for shard in inputs["ingest"].shards("rows"))
         return names, {"protected": 0, "duplicate": 0, **counts, "rows": rows}
@@ -130,7 +134,7 @@ def _duplicates(matcher: _Matcher | None, ingest: StageOutput, scratch: Path, *,
 
     def pairs() -> Iterator[tuple[Ids, Ids]]:
         for table in ingest.tables("rows", columns=["row_id", content]):
-            ids, keys = ids_from_arrow(table["row_id"]), _content_keys(table[content])
+            ids, keys = ids_from_arrow(table["row_id"]), content_keys(table[content])
             left = ~matcher.exactly(keys) if matcher is not None else np.ones(len(ids), np.bool_)
             yield ids[left], keys[left]
 
@@ -140,12 +144,25 @@ def _duplicates(matcher: _Matcher | None, ingest: StageOutput, scratch: Path, *,
         yield _evidence(ids_to_arrow(again), "duplicate", ["exact"] * len(again), ones, shown)
 
 
-def _content_keys(column: pa.ChunkedArray) -> Ids:
+def content_keys(column: pa.ChunkedArray) -> Ids:
     """Keys of texts, or the keys of images as they stand, uint64 (rows, 2)."""
     from datapipe.dedup.exact import text_keys
     from datapipe.storage.rowid import ID_TYPE, ids_from_arrow
 
     return ids_from_arrow(column) if column.type == ID_TYPE else text_keys(column)
+
+
+def _semantic(duplicates: StageOutput) -> pa.Table:
+    """Evidence for the rows that say the same as another."""
+    import pyarrow as pa
+
+    from datapipe.storage.rowid import ids_from_arrow, ids_to_arrow, ids_to_hex
+
+    table = next(duplicates.tables())
+    kept = ids_to_hex(ids_from_arrow(table["kept"])) if table.num_rows else []
+    shown = pa.array([f"row {name}" for name in kept], pa.string())
+    ids = ids_to_arrow(ids_from_arrow(table["row_id"])) if table.num_rows else pa.array([], pa.binary(16))
+    return _evidence(ids, "duplicate", ["semantic"] * len(kept), table["similarity"].to_numpy(), shown)
 
 
 class _Matcher:
@@ -184,7 +201,7 @@ class _Matcher:
 
         exact = contained = near = None
         if self._keyed:
-            found, place = protect_exact(_content_keys(rows["image" if self._index is None else "text"]), self._keys)
+            found, place = protect_exact(content_keys(rows["image" if self._index is None else "text"]), self._keys)
             exact = (found, np.where(found, self._places[np.maximum(place, 0)], -1))
         if self._index is not None:
             contained = protect_contained(rows["text"].to_pylist(), self._index)

@@ -1,0 +1,130 @@
+"""Rows whose vectors say the same as those of another row, which stays.
+
+    rows without repeats of their text -> lists around k ~ sqrt(rows / 2) centroids -> pairs -> duplicates.parquet
+
+Writes row_id, kept (the row in whose place it is gone) and similarity, sorted by row_id. Of two rows the one with the
+lower row id stays: it depends on the rows alone, on no centroid. `screen` takes these rows out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from datapipe.pipeline import Context, SetStage, StageOutput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from datapipe.storage.arrays import Bool, Ids
+    from datapipe.storage.stage import StageDir
+
+DUPLICATES = "duplicates.parquet"
+EXACT_ROWS = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuplicatesConfig:
+    """What is found.
+
+    Attributes:
+        vectors: Where the vectors are.
+        content: `text`, `image` or `vector`: repeats of a text or an image file are left to the exact rule.
+        threshold: Cosine from which two rows say the same.
+        probes: Lists that each list is compared with, >= 1.
+        exact_rows: Rows up to which all pairs are compared.
+        seed: Seeds the centroids of the lists.
+    """
+
+    vectors: str
+    content: str
+    threshold: float
+    probes: int = 8
+    exact_rows: int = EXACT_ROWS
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class FindDuplicates(SetStage):
+    """Search and decide. Memory: 40 bytes a row and 20 a pair."""
+
+    name: ClassVar[str] = "duplicates"
+    version: ClassVar[int] = 1
+
+    settings: DuplicatesConfig
+    device: str
+    bits: Mapping[str, str]
+
+    @property
+    def config(self) -> DuplicatesConfig:
+        """The frozen config."""
+        return self.settings
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The rows, and the vectors where they are elsewhere."""
+        return ("ingest/rows",) if self.settings.vectors == "ingest/rows" else ("ingest/rows", self.settings.vectors)
+
+    @property
+    def platform(self) -> Mapping[str, str]:
+        """As the arithmetic's device states it."""
+        return self.bits
+
+    def run(
+        self, inputs: Mapping[str, StageOutput], out: StageDir, context: Context
+    ) -> tuple[list[str], dict[str, Any]]:
+        """Find the rows that go."""
+        import numpy as np
+        import pyarrow as pa
+
+        from datapipe.dedup.semantic import semantic_duplicates
+        from datapipe.metrics.knn import neighbour_lists
+        from datapipe.stages.neighbours import VectorSource
+        from datapipe.storage.rowid import ids_from_arrow, ids_to_arrow
+
+        settings = self.settings
+        tables = inputs["ingest"].tables("rows", columns=["row_id"])
+        ids = np.concatenate([ids_from_arrow(table["row_id"]) for table in tables])
+        left = self._first_of_their_text(inputs["ingest"], ids, context.scratch)
+        source = VectorSource(inputs, settings.vectors, screened=False)
+        rows = int(left.sum())
+        k = 1 if rows <= settings.exact_rows else round((rows / 2) ** 0.5)
+        lists, centroids = source.lists(
+            left, k=k, seed=settings.seed, device=self.device, path=context.scratch / "lists.bf16"
+        )
+        near = neighbour_lists(centroids, settings.probes)
+        found = semantic_duplicates(
+            lists, near, np.arange(rows), threshold=settings.threshold, device=self.device, tick=context.tick
+        )
+        own = ids[left]
+        columns = {
+            "row_id": ids_to_arrow(own[found.rows]),
+            "kept": ids_to_arrow(own[found.kept]),
+            "similarity": pa.array(found.similarity),
+        }
+        out.write_table(DUPLICATES, pa.table(columns))
+        return [DUPLICATES], {"rows": rows, "duplicates": len(found.rows), "pairs": found.pairs, "lists": len(lists)}
+
+    def _first_of_their_text(self, ingest: StageOutput, ids: Ids, scratch: Path) -> Bool:
+        """Which rows repeat no text of a lower row id, bool (rows,)."""
+        import numpy as np
+
+        from datapipe.dedup.exact import exact_duplicates
+        from datapipe.stages.screen import content_keys
+        from datapipe.storage.rowid import ids_from_arrow
+
+        left = np.ones(len(ids), np.bool_)
+        if self.settings.content == "vector":
+            return left
+
+        def keys() -> Iterator[tuple[Ids, Ids]]:
+            for table in ingest.tables("rows", columns=["row_id", self.settings.content]):
+                yield ids_from_arrow(table["row_id"]), content_keys(table[self.settings.content])
+
+        order = np.dtype([("hi", ">u8"), ("lo", ">u8")])
+        whole = np.ascontiguousarray(ids.astype(">u8")).view(order).ravel().view("S16")
+        for again, _ in exact_duplicates(keys(), scratch):
+            repeat = np.ascontiguousarray(again.astype(">u8")).view(order).ravel().view("S16")
+            left[np.searchsorted(whole, repeat)] = False
+        return left

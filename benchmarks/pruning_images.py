@@ -3,8 +3,9 @@
     FILE.parquet -> uint8 images -> scores (el2n, dual, aum of one training; prototypes of vectors) -> rows by preset
                  -> trainings, seeds x fractions -> pruning_images.json
 
-Run: python -m benchmarks.pruning_images FILE [--stage tune|run] [--vectors FILE.npy]. `tune` tries recipes for random rows alone on a tenth of the training rows held out. A finished row is not measured again, so a long
-table comes of several short calls. Vectors are float32 (all rows, dim) in the file's order; without them no prototypes.
+Run: python -m benchmarks.pruning_images FILE [--stage tune|run] [--vectors FILE.npy]. `tune` tries recipes for random
+rows alone on a tenth of the training rows held out. A finished row is not measured again, so a long table comes of
+several short calls. Vectors are float32 (all rows, dim) in the file's order; without them no prototypes.
 """
 
 from __future__ import annotations

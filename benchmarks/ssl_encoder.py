@@ -2,7 +2,7 @@
 
     FILE.parquet -> two random views of each image -> ResNet-9 body, projection -> NT-Xent -> vectors of all rows
 
-SimCLR (Chen et al. 2020, arXiv 2002.05709), with views made on the device. Labels are read only to print the accuracy of
+SimCLR (Chen et al. 2020, arXiv 2002.05709), with views made on the device. Labels serve only to print the accuracy of
 the 20 nearest training rows on the test split. Run: python -m benchmarks.ssl_encoder FILE OUT.npy [--steps 10000].
 """
 

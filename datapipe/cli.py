@@ -66,6 +66,8 @@ def curate(
         str | None, Option(help="Images to embed instead of texts: files in cells or paths; needs --model FOLDER.")
     ] = None,
     id_column: Annotated[str | None, Option(help="Unique names of the rows; default: ids from the content.")] = None,
+    split_column: Annotated[str | None, Option(help="Parts of the source; only --split is chosen from.")] = None,
+    split: Annotated[str | None, Option(help="The part to choose from; default train.")] = None,
     dedup: Annotated[
         str | None, Option(help="none; exact: repeats of a text or an image go; semantic: and rows that say the same.")
     ] = None,

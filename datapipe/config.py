@@ -64,6 +64,8 @@ class CurateOptions(TypedDict, total=False):
     label_column: str | None
     image_column: str | None
     id_column: str | None
+    split_column: str | None
+    split: str
     dedup: DedupMode
     dedup_threshold: float
     protect: str | None
@@ -104,6 +106,8 @@ class CurateConfig:
             Needs a vision model in `model`, unless the source brings vectors or the metric needs none.
         label_column: Class labels: they set the number of prototypes and the strata.
         id_column: Column whose values name the rows; must be unique. Default: row ids come from the rows' content.
+        split_column: Parts of the source (train, test, ...); rows of another part than `split` are not chosen from.
+        split: The part to choose from.
         dedup: `exact` takes out all but one of the rows whose normalised text, or image file, is equal; `semantic`
             those, and all but one of the rows whose vectors say the same.
         dedup_threshold: Cosine from which two rows say the same, 0 < threshold <= 1.
@@ -138,6 +142,8 @@ class CurateConfig:
     label_column: str | None = None
     image_column: str | None = None
     id_column: str | None = None
+    split_column: str | None = None
+    split: str = "train"
     dedup: DedupMode = "none"
     dedup_threshold: float = 0.95
     protect: str | None = None
@@ -284,7 +290,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 _TEXTS = (
     *("balance", "preset", "text_column", "embedding_column", "label_column", "image_column", "id_column"),
-    *("protect", "model", "tokenizer", "device"),
+    *("split_column", "protect", "model", "tokenizer", "device"),
     *("dynamics", "scores", "scores_column", "scores_id"),
 )
 

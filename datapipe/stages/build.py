@@ -98,7 +98,8 @@ class Wiring:
     @property
     def screens(self) -> bool:
         """Whether rows may be taken out before the selection."""
-        return self.config.protect is not None or self.config.dedup != "none"
+        taken_out = self.config.dedup != "none" or self.columns.split is not None
+        return self.config.protect is not None or taken_out
 
     @property
     def stage_names(self) -> list[str]:
@@ -142,6 +143,7 @@ class Wiring:
             text_column=self.columns.text,
             vector_column=self.columns.vector,
             label_column=self.columns.label,
+            split_column=self.columns.split,
             group_column=self.columns.balance,
             image_column=self.columns.image,
             id_column=self.columns.id,
@@ -228,14 +230,16 @@ class Wiring:
     def _screen(self) -> Stage:
         config = self.config
         content = self._content
+        split = config.split if self.columns.split is not None else None
         if config.protect is None:
-            return Screen(ScreenConfig(dedup=config.dedup, content=content), None, None)
+            return Screen(ScreenConfig(dedup=config.dedup, content=content, split=split), None, None)
         evaluation = _Evaluation(self)
         settings = ScreenConfig(
             dedup=config.dedup,
             evaluation=evaluation.source.digests(),
             threshold=config.protect_threshold,
             content=content,
+            split=split,
         )
         models = (self.embedder.digest,) if self.embeds else ()
         return Screen(settings, self.vectors, evaluation.load, models)

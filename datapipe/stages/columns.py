@@ -26,6 +26,7 @@ class Columns:
         label: Class labels.
         balance: Groups that each get a floor.
         image: Image files to embed and to show.
+        split: Parts of the source.
         id: Unique names of the rows.
     """
 
@@ -35,6 +36,7 @@ class Columns:
     balance: str | None
     id: str | None
     image: str | None = None
+    split: str | None = None
 
 
 def resolve_columns(config: CurateConfig, schema: pa.Schema) -> Columns:
@@ -44,7 +46,15 @@ def resolve_columns(config: CurateConfig, schema: pa.Schema) -> Columns:
         ColumnError: A named column is absent, or no text column was named and there is not exactly one candidate; lists
             the columns there are.
     """
-    for role in ("text_column", "embedding_column", "label_column", "balance", "id_column", "image_column"):
+    for role in (
+        "text_column",
+        "embedding_column",
+        "label_column",
+        "balance",
+        "id_column",
+        "image_column",
+        "split_column",
+    ):
         name = getattr(config, role)
         if name is not None and name not in schema.names:
             raise ColumnError(f"{role} {name!r} is not in the source; its columns are {', '.join(schema.names)}")
@@ -58,6 +68,7 @@ def resolve_columns(config: CurateConfig, schema: pa.Schema) -> Columns:
         balance=config.balance,
         id=config.id_column,
         image=config.image_column,
+        split=config.split_column,
     )
 
 

@@ -36,12 +36,14 @@ class ScreenConfig:
         evaluation: sha256 of each evaluation file; empty for no protection.
         threshold: Cosine from which a row matches an evaluation row nearly.
         content: `text` or `image` (`vector` where there is neither): the column by which rows are equal.
+        split: The only part of the source that is chosen from; None where it has no parts.
     """
 
     dedup: str = "none"
     evaluation: tuple[str, ...] = ()
     threshold: float = 1.0
     content: str = "text"
+    split: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +104,9 @@ class Screen(SetStage):
 
         matcher = _Matcher(self.evaluation(), self.settings.threshold) if self.evaluation is not None else None
         with ExternalSorter(context.scratch / "excluded") as excluded:
+            if self.settings.split is not None:
+                for table in _other_splits(inputs["ingest"], self.settings.split):
+                    _add(excluded, table)
             if matcher is not None:
                 for table in self._protected(matcher, inputs, context):
                     _add(excluded, table)
@@ -150,6 +155,20 @@ def content_keys(column: pa.ChunkedArray) -> Ids:
     from datapipe.storage.rowid import ID_TYPE, ids_from_arrow
 
     return ids_from_arrow(column) if column.type == ID_TYPE else text_keys(column)
+
+
+def _other_splits(ingest: StageOutput, split: str) -> Iterator[pa.Table]:
+    """Evidence for the rows of other parts of the source, and of none."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for table in ingest.tables("rows", columns=["row_id", "split"]):
+        other = table.filter(pc.fill_null(pc.not_equal(table["split"], split), fill_value=True))
+        count = other.num_rows
+        shown = pa.array([f"split {part}" for part in other["split"].to_pylist()], pa.string())
+        ones = np.ones(count, np.float32)
+        yield _evidence(other["row_id"].combine_chunks(), "other_split", ["split"] * count, ones, shown)
 
 
 def _semantic(duplicates: StageOutput) -> pa.Table:

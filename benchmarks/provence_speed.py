@@ -95,8 +95,8 @@ def pairs_of(number: int, *, shortest: int = SHORTEST, longest: int = LONGEST) -
     return (fitting * (number // len(fitting) + 1))[:number]
 
 
-def write_deberta(folder: Path) -> None:
-    """The layout of naver around a DeBERTa-v3-large with random weights."""
+def write_deberta(folder: Path, *, layers: int = DEBERTA.layers) -> None:
+    """The layout of naver around a DeBERTa-v3-large with random weights, or with fewer layers."""
     import torch
     import transformers
 
@@ -110,7 +110,7 @@ def write_deberta(folder: Path) -> None:
         "max_relative_positions": -1,
         "norm_rel_ebd": "layer_norm",
         "num_attention_heads": 16,
-        "num_hidden_layers": 24,
+        "num_hidden_layers": layers,
         "pad_token_id": 0,
         "pooler_dropout": 0,
         "pooler_hidden_act": "gelu",
@@ -400,10 +400,12 @@ def token_lengths(pairs: Sequence[Pair]) -> list[int]:
     return [len(encoding) for encoding in tokenizer.encode_batch_fast(list(pairs))]
 
 
-def gpu(rounds: int) -> None:
-    """Both large shapes."""
+def gpu(rounds: int, only: str | None = None) -> None:
+    """Both large shapes, or the one of that name."""
     numbers = {"loop float32": 320, "loop bfloat16": 640, "ours float32": 320, "ours bfloat16": 6400}
     for shape, write in ((DEBERTA, write_deberta), (MODERNBERT, write_modernbert)):
+        if only not in {None, shape.model}:
+            continue
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / "model"
             write(folder)
@@ -448,10 +450,11 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=["cpu", "gpu", "latency"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=[DEBERTA.model, MODERNBERT.model], help="of the large shapes")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     if arguments.what == "gpu":
-        gpu(arguments.rounds)
+        gpu(arguments.rounds, arguments.only)
     elif arguments.what == "cpu":
         cpu(arguments.rounds)
     elif arguments.what == "latency":

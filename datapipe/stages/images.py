@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from datapipe.storage.images import ImageFiles
     from datapipe.storage.source import Source
 
+CHECKERS = 8
+"""Images decoded at a time: each may take four bytes a pixel, of as many pixels as an image may have."""
+
 __all__ = ["check_image_model", "image_files", "load_evaluation_images"]
 
 
@@ -40,12 +43,12 @@ def check_image_model(model: str, *, column: str, embeds: bool) -> None:
 
 
 def image_files(source: Source, column: str, *, settings: Settings) -> ImageFiles:
-    """The reader of an image column, which checks what it reads on every core."""
+    """The reader of an image column, which checks what it reads on the cores there are, `CHECKERS` of them at most."""
     from datapipe.embedding.image import check_image
     from datapipe.storage.images import ImageFiles
 
     most = settings.limits.max_cell_bytes
-    return ImageFiles(source, column, most=most, check=check_image, threads=len(os.sched_getaffinity(0)))
+    return ImageFiles(source, column, most=most, check=check_image, threads=min(CHECKERS, len(os.sched_getaffinity(0))))
 
 
 def load_evaluation_images(files: ImageFiles, embedder: Embedder | None) -> EvaluationSet:

@@ -12,6 +12,7 @@ Every image is computed in a batch of one size, so its vector does not depend on
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +21,7 @@ from datapipe.errors import ItemError, SourceError
 from datapipe.pipeline import Context, SetStage, StageOutput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
 
     import pyarrow as pa
 
@@ -146,16 +147,18 @@ class EmbedImages(SetStage):
         import numpy as np
         import pyarrow as pa
 
+        from datapipe.storage.ahead import ahead
         from datapipe.storage.rowid import ID_TYPE
         from datapipe.storage.vectors import encode, vector_field
 
         worker = self.worker()
         vectors = [np.empty((0, self.dim), np.float32)]
         ids: list[bytes] = []
-        for records, images in self._calls(rows):
-            vectors.append(self._vectors(worker, records, images))
-            ids += [record["row_id"] for record in records]
-            context.tick(len(records))
+        with closing(ahead(self._calls(rows), depth=1)) as calls:
+            for records, images in calls:
+                vectors.append(self._vectors(worker, records, images))
+                ids += [record["row_id"] for record in records]
+                context.tick(len(records))
         schema = pa.schema(
             [
                 pa.field("row_id", ID_TYPE, nullable=False),
@@ -164,7 +167,7 @@ class EmbedImages(SetStage):
         )
         return pa.Table.from_arrays([pa.array(ids, ID_TYPE), encode(np.concatenate(vectors))], schema=schema)
 
-    def _calls(self, rows: Iterator[ImageRow]) -> Iterator[tuple[list[dict[str, Any]], list[bytes]]]:
+    def _calls(self, rows: Iterator[ImageRow]) -> Generator[tuple[list[dict[str, Any]], list[bytes]], None, None]:
         """Rows and their images, in order, as many at a time as a call takes."""
         records: list[dict[str, Any]] = []
         images: list[bytes] = []

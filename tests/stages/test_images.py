@@ -147,6 +147,23 @@ def test_equal_image_files_are_repeats_and_the_page_shows_both(tmp_path: Path, m
     assert all(match.image is not None and match.image == match.other_image for match in matches)
 
 
+def test_images_saved_again_are_repeats_by_their_vectors(tmp_path: Path, model: str) -> None:
+    again = [encoded(opened(image), "BMP") for image in IMAGES[:5]]
+    result = curate(
+        frame([*IMAGES, *again]), tmp_path / "run", model, dedup="semantic", dedup_threshold=0.9999, keep=1.0
+    )
+    assert result.counts["duplicate"] >= 5
+    pictures = {opened(IMAGES[number] if number < 60 else again[number - 60]).tobytes() for number in kept(result.out)}
+    assert len(pictures) == len(kept(result.out))
+
+
+def test_an_image_of_another_split_is_not_trained_on(tmp_path: Path, model: str) -> None:
+    source = frame([*IMAGES, *IMAGES[:5]], part=["train"] * 60 + ["test"] * 5)
+    result = curate(source, tmp_path / "run", model, split_column="part", keep=1.0)
+    assert result.counts == {"kept": 55, "other_split": 5, "protected": 5}
+    assert kept(tmp_path / "run") == list(range(5, 60))
+
+
 def test_equal_images_need_no_model(tmp_path: Path) -> None:
     images = [*IMAGES, *IMAGES[:5]]
     result = datapipe.curate(

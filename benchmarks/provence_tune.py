@@ -24,10 +24,10 @@ import torch
 
 from benchmarks import provence_speed as speed
 from benchmarks.common import Row, environment
-from benchmarks.relative_diagonals import Tiling, attend_diagonals
 from datapipe.workers.encoders import relative_kernel
 from datapipe.workers.encoders.attention import TILE, Spans
 from datapipe.workers.encoders.relative import Distances, Relative, attend_relative
+from datapipe.workers.encoders.relative_kernel import Tiling
 from datapipe.workers.folder import ModelFolder
 from datapipe.workers.pack import pack
 from provence.families import open_model
@@ -46,14 +46,12 @@ ROUNDS = 3
 OWN = "the encoder's own"
 VARIANTS: dict[str, Tiling | None] = {
     OWN: None,
-    "diagonals": Tiling(),
-    "spaced 1": Tiling(spaced=1),
-    "spaced 4": Tiling(spaced=4),
-    "spaced 1, 1 stage": Tiling(spaced=1, stages=1),
-    "1 stage": Tiling(stages=1),
-    "3 stages": Tiling(stages=3),
+    "2 stages": Tiling(stages=2),
+    "spaced 4, 2 stages": Tiling(spaced=4, stages=2),
+    "spaced 8": Tiling(spaced=8),
+    "spaced 8, 2 stages": Tiling(spaced=8, stages=2),
+    "spaced 8, 3 stages": Tiling(spaced=8, stages=3),
     "32 keys": Tiling(keys=32),
-    "32 keys, 3 stages": Tiling(keys=32, stages=3),
     "2 tiles, 8 warps": Tiling(tiles=2, warps=8),
     "128 keys": Tiling(keys=128),
 }
@@ -111,7 +109,7 @@ def chosen(tiling: Tiling | None) -> Iterator[None]:
     """Attention of encoders the way of a variant."""
     kernel = relative_kernel.attend_relative_tiled
     if tiling is not None:
-        relative_kernel.attend_relative_tiled = partial(attend_diagonals, tiling=tiling)
+        relative_kernel.attend_relative_tiled = partial(kernel, tiling=tiling)
     try:
         yield
     finally:

@@ -115,11 +115,25 @@ def test_every_distance_has_the_row_that_transformers_gives_it(buckets: int, fur
         rows = (theirs + side).clamp(0, 2 * side - 1)
         for positions in (10, 700):
             distances = Distances.of(buckets=buckets, furthest=furthest, positions=positions, device=CPU)
-            between = distances.between(length)
-            assert torch.equal(between[place[:, None] - place + length - 1].long(), rows)
-            low, high = distances.needed(length)
-            assert 0 <= low <= int(between.min())
-            assert int(between.max()) < high <= 2 * side
+            assert torch.equal(distances.between(length)[place[:, None] - place + length - 1].long(), rows)
+
+
+@pytest.mark.parametrize("spaced", [1, 2, 8, 16])
+def test_columns_of_a_product_hold_the_row_of_every_pair_where_the_kernel_reads_it(spaced: int) -> None:
+    distances = Distances.of(buckets=32, furthest=60, positions=90, device=CPU)
+    for longest in (1, 2, 16, 17, 33, 90):
+        columns = distances.columns(longest, spaced=spaced)
+        assert columns.width % 16 == columns.middle % 16 == 0
+        place, rows = torch.arange(longest), distances.between(longest)
+        queries, keys = place[:, None], place
+        expected = rows[queries - keys + longest - 1]
+        rest = spaced - 1 - place % spaced
+        at = columns.middle + keys - queries + queries % spaced
+        assert 0 <= int(at.min()) <= int(at.max()) < columns.width
+        assert torch.equal(distances.picked(columns, turned=True)[rest[:, None] + at], expected)
+        at = columns.middle + queries - keys + keys % spaced
+        assert 0 <= int(at.min()) <= int(at.max()) < columns.width
+        assert torch.equal(distances.picked(columns, turned=False)[rest + at], expected)
 
 
 @settings(max_examples=6)
@@ -263,8 +277,9 @@ def test_the_kernel_equals_float64(
         relative, rounded = rounded_to(exact_relative, dtype), qkv.to(dtype)
         exact = by_definition(rounded, lengths, relative, heads=heads)
         spans = Spans.of(batch_of(lengths), cuda)
-        for memory in (1, 1 << 25):  # a head at a time, all at once
+        for memory, many in ((1, 1), (1 << 29, 1), (1 << 29, 1 << 20)):  # a head at a time, all at once, in one part
             monkeypatch.setattr(relative_kernel, "_PRODUCT_BYTES", memory)
+            monkeypatch.setattr(relative_kernel, "_MANY", many)
             ours = FusedSteps().attend_relative(rounded, spans, relative, heads=heads, out=None)
             torch.testing.assert_close(ours.double(), exact, rtol=4 * step, atol=4 * step)
 

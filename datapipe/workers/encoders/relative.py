@@ -7,7 +7,8 @@ Token i attends to token j of its text by (He et al., arXiv 2006.03654, eq. 2 an
 where KP and QP are keys and queries of a table of relative positions, a row for each distance or, far away, for a range
 of distances. Both extra terms take the same row r, which hangs on i - j alone: so a product with the rows of all
 distances in turn, (n, 2n - 1), holds the term of every pair, and a view of it with strides of one less is the (n, n)
-matrix. Nothing is gathered an element at a time. `relative_kernel` does the same on CUDA without that matrix.
+matrix. Nothing is gathered an element at a time. `relative_kernel` reads the same products on CUDA, for all texts of a
+batch at once and without that matrix.
 """
 
 from __future__ import annotations
@@ -23,20 +24,31 @@ if TYPE_CHECKING:
     from datapipe.storage.arrays import Int32
     from datapipe.workers.encoders.attention import Spans
 
-__all__ = ["Distances", "Reach", "Relative", "attend_relative"]
+__all__ = ["Columns", "Distances", "Relative", "attend_relative"]
 
 _CELLS = 1 << 22
 """Numbers of a product with the rows of all distances: 16 MB in float32, about what caches hold."""
 
-_ALIGNED = 8
-"""The rows that a batch needs are made a multiple of so many, so that a token's products begin at 16 bytes."""
+_ALIGNED = 16
+"""Columns of a product on CUDA are made a multiple of so many, which Triton knows by itself of a number it is given."""
+
+_MARGIN = 32
+"""Distances beyond those that occur, so that every product on CUDA finds the columns that round it up."""
 
 
-class Reach(NamedTuple):
-    """The rows that texts of some length need: `low` up to and without `high`."""
+class Columns(NamedTuple):
+    """How a product of tokens with the rows of all distances lies in memory.
 
-    low: int
-    high: int
+    Attributes:
+        width: Columns; all distances of a text, and some more.
+        middle: Column of distance 0 for a token whose place is a multiple of `spaced`.
+        spaced: A token whose place exceeds such a multiple by r has everything r columns further on. So in the matrix
+            of pairs each row begins at a multiple of `spaced` numbers, and that many are read at once.
+    """
+
+    width: int
+    middle: int
+    spaced: int
 
 
 class Distances:
@@ -50,7 +62,7 @@ class Distances:
     Attributes:
         rows: The same on the device.
         turned: The same from reach to -reach.
-        reach: See `rows`.
+        reach: See `rows`; at least 32 more than a text has tokens.
     """
 
     def __init__(self, rows: Int32, device: torch.device) -> None:
@@ -73,7 +85,7 @@ class Distances:
         """
         import torch
 
-        reach = max(positions, furthest) + 1
+        reach = max(positions, furthest) + _MARGIN
         apart = torch.arange(-reach, reach + 1)
         side = buckets or furthest
         if buckets:
@@ -84,13 +96,23 @@ class Distances:
             apart = torch.where(apart.abs() <= middle, apart, far.long() * apart.sign())
         return cls((apart + side).clamp(0, 2 * side - 1).to(torch.int32).numpy(), device)
 
-    def needed(self, longest: int) -> Reach:
-        """The rows that texts of at most so many tokens need, a multiple of 8 of them if there are so many."""
-        far = min(longest - 1, self.reach)
-        low, high = int(self._rows[self.reach - far]), int(self._rows[self.reach + far]) + 1
-        width, end = -(-(high - low) // _ALIGNED) * _ALIGNED, int(self._rows[-1]) + 1
-        low = max(0, min(low, end - width))
-        return Reach(low, min(end, low + width))
+    def columns(self, longest: int, *, spaced: int) -> Columns:
+        """How products are to lie for texts of at most so many tokens; `spaced` is a power of two, at most 16."""
+        most = min(longest, self.reach - _MARGIN)
+        middle = -(-(most - 1) // _ALIGNED) * _ALIGNED
+        return Columns(-(-(middle + most + spaced) // _ALIGNED) * _ALIGNED, middle, spaced)
+
+    def picked(self, columns: Columns, *, turned: bool) -> torch.Tensor:
+        """Rows of the distances that the columns stand for, int32 (width + spaced - 1,), on the device.
+
+        From the last `spaced - 1 - r` on they are those of a token that exceeds a multiple of `spaced` by r.
+
+        Args:
+            columns: As `columns` gave them.
+            turned: Whether distances fall from column to column.
+        """
+        begin = self.reach - columns.middle - (columns.spaced - 1)
+        return (self.turned if turned else self.rows)[begin : begin + columns.width + columns.spaced - 1]
 
     def between(self, length: int) -> torch.Tensor:
         """Rows of the distances -(length - 1) ... length - 1, int32 (2 * length - 1,), on the device."""

@@ -8,27 +8,34 @@ threshold with the row kept in its place: rows are gone through in the order of 
 takes out what is near to it. So a chain of small steps does not fall together into its first row.
 
 Copies (equal bits) are put together before pairs are made, so a row with a million copies makes no pair of them.
+Products have a fixed shape and one thread each, and threads share out whole blocks of rows, so their number changes
+nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from datapipe.errors import ConfigError
+from datapipe.metrics.pool import ChunkPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from datapipe.storage.arrays import Float32, Int64
+    import torch
+
+    from datapipe.storage.arrays import Bool, Float32, Int64
     from datapipe.storage.lists import VectorLists
 
 SEMANTIC = 0.95
 """Default cosine; see `datapipe.dedup.protect.NEAR` for what pairs of real texts look like at it."""
 MOST_PAIRS = 50_000_000
 _TILE = 1024
+_WALK = 1 << 20  # pairs turned into Python numbers at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +62,12 @@ def semantic_duplicates(
     *,
     threshold: float = SEMANTIC,
     device: str = "cpu",
+    threads: int | None = None,
     tick: Callable[[int], None] | None = None,
 ) -> SemanticDuplicates:
     """Find the rows that go.
 
-    Time rows * rows of the neighbouring lists * dim / 2; memory 20 bytes a pair and two tiles.
+    Time rows * rows of the neighbouring lists * dim / 2; memory 60 bytes a pair, 20 a row, and two tiles a thread.
 
     Args:
         lists: The vectors, unit or not.
@@ -67,6 +75,7 @@ def semantic_duplicates(
         rank: Which row stays: of two the one of lower rank, int64 (rows,), each number once.
         threshold: Cosine, 0 < threshold <= 1.
         device: Torch device of the products; each is of fixed shape.
+        threads: Host threads; None takes the CPUs this process may use. Does not change the result.
         tick: Called with the rows just done.
 
     Raises:
@@ -74,28 +83,44 @@ def semantic_duplicates(
     """
     if not 0 < threshold <= 1:
         raise ConfigError(f"dedup_threshold is a cosine, 0 < dedup_threshold <= 1; got {threshold}")
-    copies, kept = _copies(lists, rank)
-    gone = np.zeros(len(lists.rows), np.bool_)
+    rows = len(lists.rows)
+    copies, originals = _copies(lists, rank)
+    gone = np.zeros(rows, np.bool_)
     gone[copies] = True
-    left, right, cosine = _pairs(lists, near, gone, threshold, device, tick)
+    pairs = _Pairs(lists, near, gone, threshold=threshold, device=device)
+    left, right, cosines = pairs.find(threads, tick)
     first, second = _by_rank(left, right, rank)
     order = np.lexsort((rank[second], rank[first]))
-    stays = {int(row): (int(keeper), 1.0) for row, keeper in zip(copies, kept, strict=True)}
-    moved: dict[int, tuple[int, float]] = {}
-    for at in order.tolist():
-        keeper, row = int(first[at]), int(second[at])
-        if keeper not in moved and row not in moved:
-            moved[row] = (keeper, float(cosine[at]))
-    for row, (keeper, _) in stays.items():
-        # The row whose copy this is may itself have gone: then the copy's place is taken by the same row.
-        stays[row] = moved.get(keeper, (keeper, 1.0))
-    found = sorted({**stays, **moved}.items())
-    return SemanticDuplicates(
-        rows=np.array([row for row, _ in found], np.int64),
-        kept=np.array([keeper for _, (keeper, _) in found], np.int64),
-        similarity=np.array([value for _, (_, value) in found], np.float32),
-        pairs=len(left),
-    )
+    first, second, cosines = first[order], second[order], cosines[order]
+    taken = _taken(first, second, rows)
+    kept, similarity = np.full(rows, -1, np.int64), np.ones(rows, np.float32)
+    kept[second[taken]], similarity[second[taken]] = first[taken], cosines[taken]
+    # The row whose copy this is may itself have gone: then the same row takes the copy's place.
+    moved = kept[originals] >= 0
+    kept[copies] = np.where(moved, kept[originals], originals)
+    similarity[copies] = similarity[originals]
+    found = np.flatnonzero(kept >= 0)
+    return SemanticDuplicates(rows=found, kept=kept[found], similarity=similarity[found], pairs=len(first))
+
+
+def _taken(first: Int64, second: Int64, rows: int) -> Int64:
+    """Places of the pairs by which a row goes, int64 (n,): pairs in order of rank, both of whose rows are still there.
+
+    Args:
+        first: The row of lower rank of each pair, int64 (pairs,).
+        second: The other.
+        rows: Rows in all.
+    """
+    gone = bytearray(rows)
+    taken: list[int] = []
+    for start in range(0, len(first), _WALK):
+        part = slice(start, start + _WALK)
+        both = zip(first[part].tolist(), second[part].tolist(), strict=True)
+        for at, (keeper, row) in enumerate(both, start):
+            if not gone[keeper] and not gone[row]:
+                gone[row] = 1
+                taken.append(at)
+    return np.array(taken, np.int64)
 
 
 def _copies(lists: VectorLists, rank: Int64) -> tuple[Int64, Int64]:
@@ -116,50 +141,83 @@ def _copies(lists: VectorLists, rank: Int64) -> tuple[Int64, Int64]:
     return np.concatenate(again), np.concatenate(kept)
 
 
-def _pairs(
-    lists: VectorLists,
-    near: Int64,
-    gone: np.ndarray,
-    threshold: float,
-    device: str,
-    tick: Callable[[int], None] | None,
-) -> tuple[Int64, Int64, Float32]:
-    """Pairs of rows at or above the threshold, each once, without rows that are gone."""
-    import torch
+@dataclass(eq=False)
+class _Pairs:
+    """Finds the pairs of rows at or above the threshold, each once, without rows that are gone."""
 
-    found: list[tuple[Int64, Int64, Float32]] = [
-        (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-    ]
-    both = {(min(i, j), max(i, j)) for i, row in enumerate(near.tolist()) for j in row}
-    total = 0
-    for one, other in sorted(both):
-        for queries in _tiles(lists, one):
-            block = torch.zeros(_TILE, lists.codes.shape[1])
-            block[: queries.stop - queries.start] = torch.from_numpy(lists.unit(queries))
-            block = block.to(device)
-            for tile in _tiles(lists, other):
+    lists: VectorLists
+    near: Int64
+    gone: Bool
+    threshold: float
+    device: str
+    _found: dict[int, tuple[Int64, Int64, Float32]] = field(default_factory=dict)
+    _total: int = 0
+    _lock: Lock = field(default_factory=Lock)
+
+    def find(self, threads: int | None, tick: Callable[[int], None] | None) -> tuple[Int64, Int64, Float32]:
+        """Both rows of each pair, int64 (pairs,), and their cosine, float32 (pairs,), in the order of the lists."""
+        others: list[set[int]] = [set() for _ in range(len(self.lists))]
+        for one, row in enumerate(self.near.tolist()):
+            for other in row:
+                others[min(one, other)].add(max(one, other))
+        blocks = [(one, queries) for one in range(len(self.lists)) for queries in _tiles(self.lists, one)]
+
+        def work(at: int) -> None:
+            one, queries = blocks[at]
+            self._block(at, one, queries, sorted(others[one]))
+            if tick is not None:
+                tick(queries.stop - queries.start)
+
+        if self.device == "cpu":
+            pool = ChunkPool(threads)
+            try:
+                pool.map(work, range(len(blocks)))
+            finally:
+                pool.close()
+        else:
+            for at in range(len(blocks)):
+                work(at)
+        nothing = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+        parts = [nothing, *(self._found[at] for at in sorted(self._found))]
+        left, right, cosines = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return left, right, cosines
+
+    def _block(self, at: int, one: int, queries: slice, others: list[int]) -> None:
+        block = self._padded(queries)
+        parts = []
+        for other in others:
+            for tile in _tiles(self.lists, other):
                 if one == other and tile.start < queries.start:
                     continue
-                against = torch.zeros_like(block, device="cpu")
-                against[: tile.stop - tile.start] = torch.from_numpy(lists.unit(tile))
-                cosines = block @ against.to(device).T
-                cosines = cosines.triu(1) if one == other and tile == queries else cosines
-                at = (cosines >= threshold).nonzero()
-                values = cosines[at[:, 0], at[:, 1]].cpu().numpy()
-                where = at.cpu().numpy()
-                left, right = lists.rows[where[:, 0] + queries.start], lists.rows[where[:, 1] + tile.start]
-                there = ~(gone[left] | gone[right])
-                found.append((left[there], right[there], np.minimum(values[there], np.float32(1.0))))
-                total += int(there.sum())
-                if total > MOST_PAIRS:
-                    raise ConfigError(
-                        f"more than {MOST_PAIRS:,} pairs of rows have a cosine of {threshold} or more: raise "
-                        "dedup_threshold, or use an embedder that tells these rows apart"
-                    )
-            if tick is not None and one == other:
-                tick(queries.stop - queries.start)
-    left_, right_, values_ = (np.concatenate(part) for part in zip(*found, strict=True))
-    return left_, right_, values_
+                cosines = block @ self._padded(tile).T
+                parts.append(self._above(cosines.triu(1) if tile == queries else cosines, queries, tile))
+        left, right, values = (np.concatenate(part) for part in zip(*parts, strict=True))
+        with self._lock:
+            self._total += len(left)
+            if self._total > MOST_PAIRS:
+                raise ConfigError(
+                    f"more than {MOST_PAIRS:,} pairs of rows have a cosine of {self.threshold} or more: raise "
+                    "dedup_threshold, or use an embedder that tells these rows apart"
+                )
+            if len(left):
+                self._found[at] = left, right, values
+
+    def _above(self, cosines: torch.Tensor, queries: slice, tile: slice) -> tuple[Int64, Int64, Float32]:
+        at = (cosines >= self.threshold).nonzero()
+        values = cosines[at[:, 0], at[:, 1]].clamp_(max=1.0).cpu().numpy()
+        where = at.cpu().numpy()
+        rows = self.lists.rows
+        left, right = rows[where[:, 0] + queries.start], rows[where[:, 1] + tile.start]
+        there = ~(self.gone[left] | self.gone[right])
+        return left[there], right[there], values[there]
+
+    def _padded(self, places: slice) -> torch.Tensor:
+        """The vectors at some places, filled up with zero rows, float32 (`_TILE`, dim), on the device."""
+        import torch
+
+        tile = torch.zeros(_TILE, self.lists.codes.shape[1])
+        tile[: places.stop - places.start] = torch.from_numpy(self.lists.unit(places))
+        return tile.to(self.device)
 
 
 def _tiles(lists: VectorLists, number: int) -> list[slice]:

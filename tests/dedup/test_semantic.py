@@ -64,6 +64,30 @@ def test_lists_change_nothing_where_all_are_neighbours(tmp_path: Path) -> None:
     assert one.kept.tolist() == three.kept.tolist()
 
 
+def test_threads_change_no_bit(tmp_path: Path) -> None:
+    vectors, rank = some(), np.arange(1540)
+    lists, near = one_list(vectors, tmp_path / "lists")
+    one, three = (semantic_duplicates(lists, near, rank, threshold=THRESHOLD, threads=count) for count in (1, 3))
+    assert one.similarity.tobytes() == three.similarity.tobytes()
+    assert (one.rows.tolist(), one.kept.tolist()) == (three.rows.tolist(), three.kept.tolist())
+
+
+def test_more_pairs_than_memory_is_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datapipe.dedup.semantic.MOST_PAIRS", 100)
+    lists, near = one_list(some(), tmp_path / "lists")
+    with pytest.raises(ConfigError, match=r"more than 100 pairs .* raise dedup_threshold"):
+        semantic_duplicates(lists, near, np.arange(1540), threshold=THRESHOLD)
+
+
+def test_a_copy_of_a_row_that_goes_is_gone_for_the_row_that_stays(tmp_path: Path) -> None:
+    angles = np.deg2rad([0, 10, 10])
+    vectors = np.column_stack([np.cos(angles), np.sin(angles)]).astype(np.float32)
+    lists, near = one_list(vectors, tmp_path / "lists")
+    found = semantic_duplicates(lists, near, np.arange(3), threshold=THRESHOLD)
+    assert (found.rows.tolist(), found.kept.tolist()) == ([1, 2], [0, 0])
+    assert found.similarity.tolist() == pytest.approx([np.cos(np.deg2rad(10))] * 2, abs=0.01)
+
+
 def test_a_chain_does_not_fall_together_into_its_first_row(tmp_path: Path) -> None:
     angles = np.deg2rad([0, 20, 40])
     vectors = np.column_stack([np.cos(angles), np.sin(angles)]).astype(np.float32)

@@ -19,8 +19,8 @@ def test_a_metric_is_found_by_its_name() -> None:
 
 
 def test_an_unknown_metric_is_refused_with_those_there_are() -> None:
-    with pytest.raises(MetricError, match="There is no metric 'el2n'; the metrics are: prototypes, random"):
-        get_metric("el2n")
+    with pytest.raises(MetricError, match="There is no metric 'loss'; the metrics are: prototypes, random"):
+        get_metric("loss")
 
 
 def test_names_are_unique_and_every_declaration_is_complete() -> None:

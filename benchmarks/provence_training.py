@@ -6,7 +6,7 @@
     label     WORK/NAME.pt -> WORK/NAME.labels, of the windows that students learn from
     student   BANK, WORK/TEACHER.labels of one or more -> OUT/NAME, WORK/NAME.pt, held-out figures
     measure   WORK/MODEL.pt, TESTS -> figures of the test splits, alone and joined, of one model or several's mean
-    record    OUT/measured_*.json -> benchmarks/results/provence_quality.json
+    record    OUT/measured_*.json -> benchmarks/results/provence_quality.json; OUT/*.json -> provence_training.json
 
     python -m benchmarks.provence_training teacher --name teacher-a --bank bank.npz --base all-mpnet-base-v2 --out out
 
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     from provence.evaluation.protocol import Passage
 
-NAME = "provence_quality"
+NAME, TRAINING = "provence_quality", "provence_training"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 JOINED = 440.0
 """Estimated tokens of the passages that share a window."""
@@ -189,6 +189,13 @@ def measured(options: argparse.Namespace) -> None:
 def recorded(options: argparse.Namespace) -> None:
     """Rows of what was measured on another machine, with its circumstances instead of this one's."""
     environment().update(json.loads(options.circumstances.read_text(encoding="utf-8")))
+    for path in sorted(options.out.glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if "loss" in content:
+            about = {"model": path.stem, "config": content["config"], "changed": content["changed"]}
+            held = content["held"]
+            found = {"seconds": content["seconds"], "held_macro": held["macro"], "held": held, "loss": content["loss"]}
+            record(TRAINING, found, about)
     for path in sorted(options.out.glob("measured_*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         for method in dict.fromkeys(row["method"] for row in content["test"]):

@@ -186,8 +186,19 @@ class TrainingConfig:
         return 8 if self.bits == 8 else 4  # noqa: PLR2004 - the two there are
 
     def digest(self) -> str:
-        """SHA-256 of all values, the first 16 hexadecimal digits."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        """SHA-256 of all values, first 16 hexadecimal digits; a key of `_LATER` counts only away from its default."""
+        whole = _without_later(dataclasses.asdict(self))
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_LATER: dict[str, Any] = {"layers": (), "ensemble": 1, "group": 64}
+"""Defaults of keys that came after weights were shipped, whose configs must keep their digest."""
+
+
+def _without_later(table: Any) -> Any:
+    if not isinstance(table, dict):
+        return table
+    return {k: _without_later(v) for k, v in table.items() if not (k in _LATER and v == _LATER[k])}
 
 
 _RANGES: dict[str, tuple[float, float]] = {

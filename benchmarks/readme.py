@@ -43,6 +43,8 @@ COLUMNS = {
         *("model", "way", "documents", "documents_per_s", "cpu_ms_a_document", "sentences", "unlike", "beyond_margin"),
         *("mean_difference", "largest_difference", "score_correlation"),
     ],
+    "provence_training": ["model", "seconds", "held_macro", "loss"],
+    "provence_tune": ["name", "tiling", "useful_tflops", "relative_error"],
     "provence_speed_latency": ["device", "model", "passages", "p50_ms", "p95_ms", "passages_per_s"],
     "gpu_embedding bulk": ["model", "data", "layout", "tokens_per_second", "useful_tflops", "share_of_ceiling"],
     "gpu_embedding online": ["model", "texts", "beside", "variant", "p50_seconds", "p95_seconds"],

@@ -71,23 +71,24 @@ SOURCES = {
     "datapipe.stages.random.ScoreRandom": ["metrics/random.py", "storage/order.py"],
     "datapipe.stages.dynamics.TrainHeads": [
         *(f"metrics/{name}.py" for name in ("dynamics", "errors_of_heads")),
-        *("proxies/heads.py", "proxies/training.py", "stages/proxy.py"),
+        *("proxies/heads.py", "proxies/training.py", "stages/proxy.py", "stages/vectors.py"),
     ],
     "datapipe.stages.dynamics.ReadDynamics": [
         *("metrics/dynamics.py", "metrics/imported.py", "proxies/recorder.py", "stages/proxy.py"),
     ],
     "datapipe.stages.memorization.ScoreMemorization": [
         *(f"metrics/{name}.py" for name in ("memorization", "errors_of_heads")),
-        *("proxies/heads.py", "proxies/training.py", "stages/proxy.py", "storage/order.py"),
+        *("proxies/heads.py", "proxies/training.py", "stages/proxy.py", "stages/vectors.py", "storage/order.py"),
     ],
     "datapipe.stages.pseudo_labels.ScorePseudoLabels": [
         *(f"metrics/{name}.py" for name in ("pseudo_labels", "errors_of_heads", "assign", "kmeans")),
-        *("proxies/heads.py", "proxies/training.py", "stages/proxy.py"),
+        *("proxies/heads.py", "proxies/training.py", "stages/proxy.py", "stages/vectors.py"),
     ],
     "datapipe.stages.imported.ScoreImported": ["metrics/imported.py", "stages/proxy.py"],
     "datapipe.stages.class_means.ScoreClassMeans": [
         "metrics/class_means.py",
-        "stages/neighbours.py",
+        "stages/proxy.py",
+        "stages/vectors.py",
         "storage/vectors.py",
     ],
     "datapipe.stages.neighbours.ScoreNeighbours": [
@@ -96,16 +97,17 @@ SOURCES = {
         "metrics/kmeans.py",
         "metrics/knn.py",
         "stages/proxy.py",
+        "stages/vectors.py",
         "storage/lists.py",
     ],
-    "datapipe.stages.coverage.ScoreCoverage": ["metrics/coverage.py", "stages/neighbours.py", "stages/proxy.py"],
+    "datapipe.stages.coverage.ScoreCoverage": ["metrics/coverage.py", "stages/proxy.py", "stages/vectors.py"],
     "datapipe.stages.duplicates.FindDuplicates": [
         "dedup/exact.py",
         "dedup/semantic.py",
         "metrics/assign.py",
         "metrics/kmeans.py",
         "metrics/knn.py",
-        "stages/neighbours.py",
+        "stages/vectors.py",
         "storage/lists.py",
     ],
     "datapipe.stages.select.Select": ["selection/*.py", "storage/order.py"],

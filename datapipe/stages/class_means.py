@@ -1,6 +1,7 @@
 """Distance of every row to the mean of its own class, in two passes over the shards.
 
-    vectors, labels -> sums of each class (float64, row order) -> means -> scores-*.parquet: row_id, score
+    vectors, labels -> sums of each class (float64, row order) -> means
+    -> scores-*.parquet: row_id, prototypes_supervised
 
 Rows that screening took out do not pull on a mean. A row without a label has NaN.
 """
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from datapipe.pipeline import Stage
     from datapipe.stages.scoring import ScoreInputs
-    from datapipe.storage.arrays import Bool, Int64
+    from datapipe.storage.arrays import Bool
     from datapipe.storage.stage import StageDir
 
 
@@ -67,16 +68,17 @@ class ScoreClassMeans(SetStage):
         import pyarrow as pa
 
         from datapipe.metrics.class_means import ClassSums, class_distance
+        from datapipe.stages.proxy import class_names, class_numbers
         from datapipe.storage.vectors import decode, vector_info
 
-        classes, names = self._classes(inputs), []
+        classes, names = class_names(inputs["ingest"]), []
         if not classes:
             raise MetricError("no row has a label, and prototypes_supervised needs the mean of each class")
         sums: ClassSums | None = None
         for table, vectors, left in self._tables(inputs):
             info = vector_info(vectors.schema.field("vector"))
             sums = sums or ClassSums(len(classes), info.dim)
-            numbers = _numbers(table, classes)
+            numbers = class_numbers(table["label"], classes)
             numbers[~left] = -1
             sums.add(decode(vectors["vector"]), numbers)
             context.tick(table.num_rows)
@@ -84,23 +86,14 @@ class ScoreClassMeans(SetStage):
             raise MetricError("there are no rows to score")
         means = sums.means()
         for i, (table, vectors, _) in enumerate(self._tables(inputs)):
-            scores = class_distance(decode(vectors["vector"]), _numbers(table, classes), means)
+            scores = class_distance(decode(vectors["vector"]), class_numbers(table["label"], classes), means)
             names.append(f"scores-{i:05d}.parquet")
             out.write_table(names[-1], pa.table({"row_id": table["row_id"], self.settings.metric: pa.array(scores)}))
             context.tick(table.num_rows)
         return names, {"classes": len(classes), "single": int((sums.rows == 1).sum()), "rows": int(sums.rows.sum())}
 
-    def _classes(self, inputs: Mapping[str, StageOutput]) -> pa.Array:
-        """The distinct labels, sorted."""
-        import pyarrow as pa
-
-        found: set[str] = set()
-        for table in inputs["ingest"].tables("rows", columns=["label"]):
-            found |= set(table["label"].unique().to_pylist()) - {None}
-        return pa.array(sorted(found), pa.string())
-
     def _tables(self, inputs: Mapping[str, StageOutput]) -> Iterator[tuple[pa.Table, pa.Table, Bool]]:
-        from datapipe.stages.neighbours import left_after_screening
+        from datapipe.stages.vectors import left_after_screening
 
         name, _, family = self.settings.vectors.partition("/")
         rows = inputs["ingest"].tables("rows", columns=["row_id", "label"])
@@ -108,15 +101,6 @@ class ScoreClassMeans(SetStage):
         screen = inputs["screen"].tables("excluded", columns=["row_id"]) if self.settings.screened else None
         for table, vectors in zip(rows, beside, strict=True):
             yield table, vectors, left_after_screening(table, screen)
-
-
-def _numbers(table: pa.Table, classes: pa.Array) -> Int64:
-    """Number of each row's class, int64 (rows,), -1 without a label."""
-    import numpy as np
-    import pyarrow.compute as pc
-
-    found = pc.fill_null(pc.index_in(table["label"], value_set=classes), -1).to_numpy()
-    return np.array(found, np.int64)
 
 
 def _make(inputs: ScoreInputs) -> list[Stage]:

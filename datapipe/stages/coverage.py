@@ -68,8 +68,8 @@ class ScoreCoverage(SetStage):
         import numpy as np
 
         from datapipe.metrics.coverage import coverage
-        from datapipe.stages.neighbours import VectorSource
         from datapipe.stages.proxy import write_aligned
+        from datapipe.stages.vectors import VectorSource
 
         settings = self.settings
         source = VectorSource(inputs, settings.vectors, screened=settings.screened)

@@ -80,7 +80,7 @@ class FindDuplicates(SetStage):
 
         from datapipe.dedup.semantic import semantic_duplicates
         from datapipe.metrics.knn import neighbour_lists
-        from datapipe.stages.neighbours import VectorSource
+        from datapipe.stages.vectors import VectorSource
         from datapipe.storage.rowid import ids_from_arrow, ids_to_arrow
 
         settings = self.settings
@@ -91,11 +91,22 @@ class FindDuplicates(SetStage):
         rows = int(left.sum())
         k = 1 if rows <= settings.exact_rows else round((rows / 2) ** 0.5)
         lists, centroids = source.lists(
-            left, k=k, seed=settings.seed, device=self.device, path=context.scratch / "lists.bf16"
+            left,
+            k=k,
+            seed=settings.seed,
+            device=self.device,
+            threads=context.workers,
+            path=context.scratch / "lists.bf16",
         )
-        near = neighbour_lists(centroids, settings.probes)
+        near = neighbour_lists(centroids, settings.probes, threads=context.workers)
         found = semantic_duplicates(
-            lists, near, np.arange(rows), threshold=settings.threshold, device=self.device, tick=context.tick
+            lists,
+            near,
+            np.arange(rows),
+            threshold=settings.threshold,
+            device=self.device,
+            threads=context.workers,
+            tick=context.tick,
         )
         own = ids[left]
         columns = {

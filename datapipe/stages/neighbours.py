@@ -15,20 +15,18 @@ from datapipe.pipeline import Context, SetStage, StageOutput
 from datapipe.stages.scoring import ScoreFamily
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Mapping
 
     import numpy as np
-    import pyarrow as pa
     from numpy.typing import NDArray
 
     from datapipe.pipeline import Stage
     from datapipe.stages.scoring import ScoreInputs
+    from datapipe.stages.vectors import VectorSource
     from datapipe.storage.arrays import Bool, Float32
     from datapipe.storage.lists import VectorLists
     from datapipe.storage.stage import StageDir
 
-SAMPLE_BYTES = 256 << 20
 RECALL_ROWS = 512
 
 
@@ -89,15 +87,15 @@ class ScoreNeighbours(SetStage):
 
         from datapipe.metrics import density
         from datapipe.metrics.knn import measured_recall, nearest_cosines, neighbour_lists
-        from datapipe.settings import Settings
         from datapipe.stages.proxy import write_aligned
+        from datapipe.stages.vectors import VectorSource
 
-        settings, threads = self.settings, Settings().threads
+        settings, threads = self.settings, context.workers
         source = VectorSource(inputs, settings.vectors, screened=settings.screened)
         left = source.left()
         rows = int(left.sum())
-        lists, centroids = self._lists(source, left, context.scratch)
-        near = neighbour_lists(centroids, settings.probes)
+        lists, centroids = self._lists(source, left, context)
+        near = neighbour_lists(centroids, settings.probes, threads=threads)
         found = nearest_cosines(
             lists, near, k=settings.neighbours, device=self.device, threads=threads, tick=context.tick
         )
@@ -111,91 +109,11 @@ class ScoreNeighbours(SetStage):
         columns = {settings.metric: scores}
         return write_aligned(inputs[name], family or None, out, prefix="scores", columns=columns), facts
 
-    def _lists(self, source: VectorSource, left: Bool, scratch: Path) -> tuple[VectorLists, Float32]:
+    def _lists(self, source: VectorSource, left: Bool, context: Context) -> tuple[VectorLists, Float32]:
         rows = int(left.sum())
         k = 1 if rows <= self.settings.exact_rows else max(round(rows**0.5), 1)
-        return source.lists(left, k=k, seed=self.settings.seed, device=self.device, path=scratch / "lists.bf16")
-
-
-class VectorSource:
-    """The vectors of a run, shard by shard, without those of rows that screening took out."""
-
-    def __init__(self, inputs: Mapping[str, StageOutput], vectors: str, *, screened: bool) -> None:
-        name, _, family = vectors.partition("/")
-        self._source, self._family = inputs[name], family or None
-        self._screen = inputs["screen"] if screened else None
-
-    def left(self) -> Bool:
-        """Which rows screening left, bool (all rows,)."""
-        import numpy as np
-
-        screen = self._screen.tables("excluded", columns=["row_id"]) if self._screen is not None else None
-        tables = self._source.tables(self._family, columns=["row_id"])
-        return np.concatenate([np.zeros(0, np.bool_), *(left_after_screening(table, screen) for table in tables)])
-
-    def codes(self, left: Bool) -> Iterator[NDArray[np.uint16]]:
-        """bfloat16 bits of the rows that are left, uint16 (rows, dim) a shard."""
-        from datapipe.storage.vectors import codes
-
-        start = 0
-        for table in self._source.tables(self._family, columns=["vector"]):
-            here = left[start : start + table.num_rows]
-            start += table.num_rows
-            bits = codes(table["vector"])
-            yield bits if here.all() else bits[here]
-
-    @property
-    def dim(self) -> int:
-        """Numbers in a vector."""
-        from datapipe.storage.vectors import vector_info
-
-        return vector_info(next(self._source.tables(self._family, columns=["vector"])).schema.field("vector")).dim
-
-    def lists(self, left: Bool, *, k: int, seed: int, device: str, path: Path) -> tuple[VectorLists, Float32]:
-        """Sort the rows that are left into k lists around centroids of a sample; also the centroids, (k, dim)."""
-        import numpy as np
-
-        from datapipe.metrics.assign import Assigner
-        from datapipe.storage.lists import build_lists
-
-        rows, dim = int(left.sum()), self.dim
-        if k <= 1:
-            assigned, centroids = np.zeros(rows, np.int32), np.ones((1, dim), np.float32)
-        else:
-            centroids = self._centroids(left, k=k, seed=seed, device=device)
-            with Assigner(centroids, device=device) as assigner:
-                parts = [assigner.assign_bfloat16(bits)[1] for bits in self.codes(left)]
-            assigned = np.concatenate(parts)
-        return build_lists(self.codes(left), assigned, lists=len(centroids), dim=dim, path=path), centroids
-
-    def _centroids(self, left: Bool, *, k: int, seed: int, device: str) -> Float32:
-        import numpy as np
-
-        from datapipe.metrics.kmeans import spherical_kmeans
-
-        rows, dim = int(left.sum()), self.dim
-        size = min(rows, max(k, min(64 * k, SAMPLE_BYTES // (4 * dim))))
-        # Row ids are digests, so equal steps through their order are a random sample.
-        wanted = np.unique(np.linspace(0, rows - 1, size).astype(np.int64))
-        sample, start = [], 0
-        for bits in self.codes(left):
-            here = wanted[(wanted >= start) & (wanted < start + len(bits))] - start
-            start += len(bits)
-            wide = bits[here].astype("<u4")
-            sample.append(np.left_shift(wide, 16, out=wide).view("<f4"))
-        return spherical_kmeans(np.concatenate(sample), k=min(k, len(wanted)), seed=seed, iterations=10, device=device)
-
-
-def left_after_screening(table: pa.Table, screen: Iterator[pa.Table] | None) -> Bool:
-    """Which rows of a shard screening left, bool (rows,); takes the next table of `screen`."""
-    import numpy as np
-    import pyarrow.compute as pc
-
-    if screen is None:
-        return np.ones(table.num_rows, np.bool_)
-    out = pc.is_in(table["row_id"], value_set=next(screen)["row_id"].combine_chunks())
-    left: Bool = ~out.to_numpy().astype(np.bool_)
-    return left
+        path = context.scratch / "lists.bf16"
+        return source.lists(left, k=k, seed=self.settings.seed, device=self.device, threads=context.workers, path=path)
 
 
 def _exact(lists: VectorLists, sample: NDArray[np.int64], k: int) -> Float32:

@@ -1,4 +1,4 @@
-"""What the stages that train heads share: their rows read in step, and columns written a canonical shard each."""
+"""What stages that score share: rows and classes read in step, and columns written a canonical shard each."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from datapipe.errors import MetricError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     import pyarrow as pa
     from numpy.typing import NDArray
 
     from datapipe.pipeline import Context, StageOutput
     from datapipe.proxies.heads import HeadData
-    from datapipe.storage.arrays import Bool, Ids, Int32
+    from datapipe.storage.arrays import Bool, Ids, Int32, Int64
     from datapipe.storage.stage import StageDir
 
 
@@ -75,12 +75,11 @@ class Rows:
 
 def read_rows(where: RowInputs, inputs: Mapping[str, StageOutput], context: Context) -> Rows:
     """Read ids and labels into memory (29 bytes a row) and vectors into a file on scratch."""
-    import pyarrow.compute as pc
-
+    from datapipe.stages.vectors import left_after_screening
     from datapipe.storage.rowid import ids_from_arrow
     from datapipe.storage.vectors import codes
 
-    names = _names(inputs["ingest"]) if where.labelled else []
+    names = class_names(inputs["ingest"]) if where.labelled else []
     ids, labels, left = [], [], []
     rows = inputs["ingest"].tables("rows", columns=["label"]) if where.labelled else None
     excluded = inputs["screen"].tables("excluded", columns=["row_id"]) if where.screened else None
@@ -92,14 +91,11 @@ def read_rows(where: RowInputs, inputs: Mapping[str, StageOutput], context: Cont
             bits = codes(table["vector"])
             file.write(np.ascontiguousarray(bits).tobytes())
             dim = bits.shape[1]
-            out = next(excluded)["row_id"].combine_chunks() if excluded is not None else None
-            left.append(_outside(table["row_id"], out))
+            left.append(left_after_screening(table, excluded))
             if rows is None:
                 labels.append(np.full(table.num_rows, -1, np.int32))
             else:
-                column = next(rows)["label"].cast("string")
-                found = pc.fill_null(pc.index_in(column, value_set=_set(names)), -1)
-                labels.append(found.to_numpy().astype(np.int32))
+                labels.append(class_numbers(next(rows)["label"], names).astype(np.int32))
             context.tick(table.num_rows)
     whole = np.concatenate(ids)
     return Rows(
@@ -138,25 +134,18 @@ def file_digest(path: str) -> str:
         raise MetricError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _names(ingest: StageOutput) -> list[str]:
-    import pyarrow.compute as pc
-
+def class_names(ingest: StageOutput) -> list[str]:
+    """The distinct labels of all rows, sorted."""
     found: set[str] = set()
     for table in ingest.tables("rows", columns=["label"]):
-        found.update(pc.unique(table["label"].cast("string")).drop_null().to_pylist())
+        found.update(table["label"].unique().drop_null().to_pylist())
     return sorted(found)
 
 
-def _set(names: list[str]) -> pa.Array:
+def class_numbers(labels: pa.ChunkedArray, names: list[str]) -> Int64:
+    """Place of each label among `names`, int64 (rows,); -1 for a null."""
     import pyarrow as pa
-
-    return pa.array(names, pa.string())
-
-
-def _outside(ids: pa.ChunkedArray, excluded: pa.Array | None) -> Bool:
     import pyarrow.compute as pc
 
-    if excluded is None:
-        return np.ones(len(ids), np.bool_)
-    inside: Iterator[bool] = pc.is_in(ids, value_set=excluded).to_numpy()
-    return ~np.asarray(inside, np.bool_)
+    found = pc.index_in(labels, value_set=pa.array(names, pa.string()))
+    return np.array(pc.fill_null(found, -1).to_numpy(), np.int64)

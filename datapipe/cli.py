@@ -18,7 +18,9 @@ from typer import Argument, Option
 
 from datapipe.advisor.command import advise_command
 from datapipe.errors import ConfigError, DatapipeError
+from datapipe.metrics.base import metrics_told
 from datapipe.proof.command import prove_command
+from datapipe.selection.presets import presets_told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +44,7 @@ def curate(
     keep: Annotated[float | None, Option(help="Fraction kept, 0 < keep <= 1; default 0.3. One budget a run.")] = None,
     keep_rows: Annotated[int | None, Option(help="Rows kept, exactly.")] = None,
     keep_tokens: Annotated[int | None, Option(help="Tokens kept, at most; the run's tokenizer counts.")] = None,
-    metric: Annotated[str | None, Option(help="prototypes (distance to the nearest centroid) or random.")] = None,
+    metric: Annotated[str | None, Option(help=f"How rows are scored; default prototypes.\n\n{metrics_told()}")] = None,
     strategy: Annotated[
         str | None,
         Option(
@@ -51,7 +53,7 @@ def curate(
     ] = None,
     preset: Annotated[
         str | None,
-        Option(help="A published method by name, such as ccs, elfs or default_label_free; sets metric and choice."),
+        Option(help=f"A published method by name; sets metric and choice. One of {presets_told()}."),
     ] = None,
     window_start: Annotated[
         float | None, Option(help="With --preset bws: part of the rows, hardest first, before the window.")

@@ -4,7 +4,8 @@
          .pipe(datapipe.select, keep=0.3)           ->  the frame and `kept`, `reason`, `stratum`, `rank`
 
 A LazyFrame stays lazy: the work happens when it is collected. Both hold the frame in memory; `datapipe.curate` does
-not.
+not. Presets choose the rows that it keeps, and strategies too where rows have labels: a frame carries no clusters, over
+which `auto` spreads random rows where there are none.
 """
 
 from __future__ import annotations
@@ -13,23 +14,23 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast
 
-from datapipe.config import CurateConfig, CurateOptions, MetricName, Strategy
-from datapipe.errors import ColumnError
+from datapipe.config import CurateConfig, CurateOptions, MetricName, ScoresHigher, Strategy
+from datapipe.errors import ColumnError, SelectionError
+from datapipe.stages.select import UNSCORED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import polars as pl
 
-    from datapipe.selection.budget import Budget
-    from datapipe.storage.arrays import Bool, Float32, Ids
+    from datapipe.selection.auto import Choice
+    from datapipe.selection.result import ScoreBatch
+    from datapipe.storage.arrays import Float32, Ids, Int32
 
 Frame = TypeVar("Frame", "pl.DataFrame", "pl.LazyFrame")
 
 SCORE_PREFIX = "score_"
 CHOICE_COLUMNS = ("kept", "reason", "stratum", "rank")
-UNSCORED = "unscored"
-NO_GROUP = "(none)"
 
 
 def score(frame: Frame, **options: Unpack[CurateOptions]) -> Frame:
@@ -37,15 +38,17 @@ def score(frame: Frame, **options: Unpack[CurateOptions]) -> Frame:
 
     Args:
         frame: A DataFrame or LazyFrame. Row order and columns stay as they are.
-        **options: `metric` (`prototypes`, higher is harder, or `random`), columns, model, prototypes and seed, as
-            `CurateConfig` documents them.
+        **options: `metric` (a name of `datapipe.metrics.base.METRICS`) or a `preset` that names one, columns, model,
+            prototypes, seed and files of scores or dynamics, as `CurateConfig` documents them.
 
     Returns:
-        The frame with the score, null where the row could not be scored (no text, vector not finite).
+        The frame with the score, null where the row could not be scored (no text, no label, vector not finite).
+        Imported scores that are higher for easier rows are turned round.
 
     Raises:
         ConfigError: An option is unknown or out of range.
         ColumnError: A column that the metric needs is not there.
+        MetricError: The rows are not such that the metric can score them, such as labels of one class.
     """
     import polars as pl
 
@@ -58,15 +61,18 @@ def score(frame: Frame, **options: Unpack[CurateOptions]) -> Frame:
     return _mapped(frame, scored, {name: pl.Float32()})
 
 
-def select(
+def select(  # noqa: PLR0913 - the frame and the budget; all by keyword
     frame: Frame,
     *,
     keep: float | None = None,
     keep_rows: int | None = None,
-    metric: MetricName = "prototypes",
+    metric: MetricName | None = None,
     strategy: Strategy = "auto",
+    preset: str | None = None,
+    window_start: float | None = None,
     label_column: str | None = None,
     balance: str | None = None,
+    scores_higher: ScoresHigher | None = None,
     seed: int = 0,
 ) -> Frame:
     """Choose rows by their scores: add the columns `kept`, `reason`, `stratum` and `rank`.
@@ -75,10 +81,14 @@ def select(
         frame: A DataFrame or LazyFrame with the column `score_METRIC`. Row order and columns stay as they are.
         keep: Fraction of the scored rows to keep, 0 < keep <= 1; 0.3 where neither this nor `keep_rows` is given.
         keep_rows: Rows to keep.
-        metric: Whose scores.
+        metric: Whose scores; default that of the preset, else `prototypes`.
         strategy: `auto`, `hard`, `easy`, `random` or `strata`; see `CurateConfig`.
+        preset: A published method by name (`docs/presets.md`) in place of metric, strategy and balance.
+        window_start: Part of the rows, the hardest first, that the window of the preset `bws` leaves out.
         label_column: Class labels, for strata.
         balance: Column whose values get at least half of an equal share of the budget each.
+        scores_higher: What high values of `score_imported` mean, as `score` has written them: `harder` (the default),
+            `rarer` or `better`.
         seed: Seeds the hash order.
 
     Returns:
@@ -86,21 +96,27 @@ def select(
 
     Raises:
         BudgetError: The budget is out of range, or asks for more rows than there are.
+        ConfigError: Preset, metric and strategy are unknown or contradict each other.
         ColumnError: The frame has no such score, label or balance column.
+        SelectionError: No row has a score, or the preset needs labels and there are none.
     """
     import polars as pl
 
-    config = CurateConfig.from_mapping(
-        {
-            "keep": keep,
-            "keep_rows": keep_rows,
-            "metric": metric,
-            "strategy": strategy,
-            "label_column": label_column,
-            "balance": balance,
-            "seed": seed,
-        }
-    )
+    given = {
+        "keep": keep,
+        "keep_rows": keep_rows,
+        "metric": metric,
+        "strategy": strategy,
+        "preset": preset,
+        "window_start": window_start,
+        "label_column": label_column,
+        "balance": balance,
+        "scores_higher": scores_higher,
+        # The frame's own column stands for the file of scores that a run would read.
+        "scores": f"{SCORE_PREFIX}imported" if metric == "imported" else None,
+        "seed": seed,
+    }
+    config = CurateConfig.from_mapping({name: value for name, value in given.items() if value is not None})
     kinds = dict(zip(CHOICE_COLUMNS, (pl.Boolean(), pl.String(), pl.String(), pl.Int64()), strict=True))
     return _mapped(frame, lambda rows: rows.with_columns(_choice(rows, config)), kinds)
 
@@ -134,8 +150,10 @@ def _scores(rows: pl.DataFrame, config: CurateConfig) -> pl.Series:
 def _choice(rows: pl.DataFrame, config: CurateConfig) -> list[pl.Series]:
     import numpy as np
     import polars as pl
+    import pyarrow as pa
 
-    from datapipe.config import budget_of
+    from datapipe.selection.groups import group_codes, group_names
+    from datapipe.selection.result import ScoreBatch
 
     name = f"{SCORE_PREFIX}{config.metric}"
     for column in (name, config.label_column, config.balance):
@@ -143,10 +161,22 @@ def _choice(rows: pl.DataFrame, config: CurateConfig) -> list[pl.Series]:
             raise ColumnError(f"there is no column {column!r} to select by; the columns are {', '.join(rows.columns)}")
     own = [column for column in rows.columns if not column.startswith(SCORE_PREFIX) and column not in CHOICE_COLUMNS]
     ids, order = _sorted_ids(rows.select(own))
-    scores = rows[name].cast(pl.Float32).fill_null(float("nan")).to_numpy()[order]
-    grouping = config.balance or config.label_column
-    labels = rows[grouping].cast(pl.String).fill_null(NO_GROUP).gather(order) if grouping is not None else None
-    chosen = _run_engine(ids, scores, labels, config, budget_of(config))
+    scores: Float32 = rows[name].cast(pl.Float32).fill_null(float("nan")).to_numpy()[order]
+    scored = np.isfinite(scores)
+    if not scored.any():
+        raise SelectionError(
+            f"none of {len(scores):,} rows has a score in {name!r}, so there is nothing to choose from"
+        )
+    choice = _plan(rows, config, pool=int(scored.sum()))
+    names: tuple[str, ...] = ()
+    codes: Int32 | None = None
+    if choice.plan.strata == "group":
+        values = rows[str(config.balance or config.label_column)].gather(order).cast(pl.String)
+        names = group_names(values.to_list())
+        codes = group_codes(pa.chunked_array([values.to_arrow().cast(pa.string())]), names)
+    excluded = np.where(scored, -1, 0).astype(np.int32)
+    batch = ScoreBatch(ids=ids, scores=scores, groups=codes, excluded=excluded)
+    chosen = _run_engine(batch, names, choice, config)
     back = np.argsort(order, kind="stable")
     return [chosen[column].gather(back) for column in CHOICE_COLUMNS]
 
@@ -164,53 +194,48 @@ def _sorted_ids(rows: pl.DataFrame) -> tuple[Ids, Any]:
     return ids[second], first[second]
 
 
-def _run_engine(
-    ids: Ids, scores: Float32, labels: pl.Series | None, config: CurateConfig, budget: Budget
-) -> pl.DataFrame:
+def _plan(rows: pl.DataFrame, config: CurateConfig, *, pool: int) -> Choice:
+    """What a run would do with so many scored rows."""
+    from datapipe.config import budget_of
+    from datapipe.selection.auto import balance, by_preset, choose
+    from datapipe.selection.presets import get_preset
+    from datapipe.stages.build import metric_of
+
+    budget = budget_of(config)
+    fraction = min(1.0, budget.fraction if budget.fraction is not None else (budget.rows or 0) / max(pool, 1))
+    classes = rows[config.label_column].n_unique() if config.label_column is not None else None
+    if config.preset is not None:
+        start = config.window_start
+        return by_preset(get_preset(config.preset), fraction=fraction, classes=classes, k=None, window_start=start)
+    metric = metric_of(config)
+    choice = choose(config.strategy, fraction=fraction, rows=pool, classes=classes, k=None, metric=metric)
+    return balance(choice) if config.balance is not None else choice
+
+
+def _run_engine(batch: ScoreBatch, groups: tuple[str, ...], choice: Choice, config: CurateConfig) -> pl.DataFrame:
     import numpy as np
     import polars as pl
     import pyarrow as pa
 
-    from datapipe.metrics.base import get_metric
-    from datapipe.selection.auto import balance, choose
+    from datapipe.config import budget_of
     from datapipe.selection.engine import select as engine
-    from datapipe.selection.result import ScoreBatch
+    from datapipe.selection.groups import mean_scores
     from datapipe.storage.rowid import ids_from_arrow
 
-    scored: Bool = np.isfinite(scores)
-    groups = tuple(sorted(labels.unique().to_list())) if labels is not None else ()
-    codes = {group: code for code, group in enumerate(groups)}
-    pool = int(scored.sum())
-    choice = choose(
-        config.strategy,
-        fraction=min(1.0, budget.fraction if budget.fraction is not None else (budget.rows or 0) / max(pool, 1)),
-        rows=pool,
-        classes=len(groups) if config.label_column is not None else None,
-        k=None,
-        metric=get_metric(config.metric),
-    )
-    if config.balance is not None:
-        choice = balance(choice)
-    batch = ScoreBatch(
-        ids=ids,
-        scores=scores,
-        groups=np.array([codes[label] for label in labels], np.int32) if labels is not None else None,
-        excluded=np.where(scored, -1, 0).astype(np.int32),
-    )
-    grouped = choice.plan.strata == "group"
     with (
         tempfile.TemporaryDirectory(prefix="datapipe-") as scratch,
         engine(
             lambda: iter([batch]),
             choice.plan,
-            budget,
+            budget_of(config),
             seed=config.seed,
             scratch=Path(scratch),
-            groups=groups if grouped else (),
+            groups=groups,
             exclusions=(UNSCORED,),
+            weights=mean_scores([batch], groups=len(groups)) if choice.plan.quota == "given" else None,
         ) as selection,
     ):
         chosen = pa.concat_tables(list(selection))
-    if not np.array_equal(ids_from_arrow(chosen["row_id"]), ids):
+    if not np.array_equal(ids_from_arrow(chosen["row_id"]), batch.ids):
         raise RuntimeError("the selection came back in another order. This is a bug")
     return pl.DataFrame(pl.from_arrow(chosen.drop_columns("row_id")))

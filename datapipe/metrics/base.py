@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from datapipe.errors import MetricError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Direction: TypeAlias = Literal["harder", "rarer", "better"]
 Need: TypeAlias = Literal["vectors", "labels", "dynamics", "scores"]
@@ -27,7 +30,7 @@ class Metric:
         higher: What a higher score says of a row: "harder" to learn, "rarer" in the set, or "better" to keep.
         needs: What the metric reads beside the row ids: vectors, class labels, the dynamics of a proxy that is trained
             on them, or a file of scores.
-        source: The paper and equation or section that defines it.
+        source: The paper that defines it, and where it is not the whole of it.
         low: Least possible score; -inf for none.
         high: Greatest possible score; inf for none. The range is closed.
         summary: One sentence for people, as the report prints it.
@@ -84,7 +87,7 @@ METRICS: tuple[Metric, ...] = (
         name="typicality",
         higher="better",
         needs=frozenset({"vectors"}),
-        source="Hacohen et al. 2022, arXiv 2202.02794, eq. 1",
+        source="Hacohen et al. 2022, arXiv 2202.02794, section on typicality",
         low=0.0,
         high=math.inf,
         summary="Inverse mean distance to the nearest neighbours: high for a row that stands for many.",
@@ -111,7 +114,7 @@ METRICS: tuple[Metric, ...] = (
         name="el2n",
         higher="harder",
         needs=frozenset({"vectors", "labels", "dynamics"}),
-        source="Paul et al. 2021, arXiv 2107.07075, eq. 5",
+        source="Paul et al. 2021, arXiv 2107.07075",
         low=0.0,
         high=math.sqrt(2.0),
         summary="Length of the error vector (probabilities minus the label) early in training, mean over heads.",
@@ -120,7 +123,7 @@ METRICS: tuple[Metric, ...] = (
         name="grand",
         higher="harder",
         needs=frozenset({"vectors", "labels", "dynamics"}),
-        source="Paul et al. 2021, arXiv 2107.07075, eq. 2, of the last layer in closed form",
+        source="Paul et al. 2021, arXiv 2107.07075; of the last layer, in closed form",
         low=0.0,
         high=math.inf,
         summary="Length of the loss's gradient by the last layer's weights, mean over heads.",
@@ -147,7 +150,7 @@ METRICS: tuple[Metric, ...] = (
         name="forgetting",
         higher="harder",
         needs=frozenset({"vectors", "labels", "dynamics"}),
-        source="Toneva et al. 2019, arXiv 1812.05159, definition 1",
+        source="Toneva et al. 2019, arXiv 1812.05159, forgetting events",
         low=0.0,
         high=math.inf,
         summary="How often training went from right to wrong on the row; the epochs plus one if it was never right.",
@@ -156,7 +159,7 @@ METRICS: tuple[Metric, ...] = (
         name="aum",
         higher="harder",
         needs=frozenset({"vectors", "labels", "dynamics"}),
-        source="Pleiss et al. 2020, arXiv 2001.10528, eq. 2, of probabilities, with the sign turned",
+        source="Pleiss et al. 2020, arXiv 2001.10528; of probabilities, with the sign turned",
         low=-1.0,
         high=1.0,
         summary="Minus the mean margin of the label over training: high where another class wins.",
@@ -165,7 +168,7 @@ METRICS: tuple[Metric, ...] = (
         name="dual",
         higher="harder",
         needs=frozenset({"vectors", "labels", "dynamics"}),
-        source="DUAL: Cho et al. 2025, arXiv 2502.06905, eq. 3",
+        source="DUAL: Cho et al. 2025, arXiv 2502.06905",
         low=0.0,
         high=0.5,
         summary="Difficulty times uncertainty of the label's probability, mean over windows of epochs.",
@@ -174,7 +177,7 @@ METRICS: tuple[Metric, ...] = (
         name="memorization",
         higher="harder",
         needs=frozenset({"vectors", "labels", "dynamics"}),
-        source="Feldman & Zhang 2020, arXiv 2008.03703, eq. 1, with heads trained on halves",
+        source="Feldman & Zhang 2020, arXiv 2008.03703; of heads trained on halves",
         low=-1.0,
         high=1.0,
         summary="Probability of the label when the row was trained on, minus that when it was not.",
@@ -190,6 +193,22 @@ METRICS: tuple[Metric, ...] = (
         summary="A score that was computed elsewhere, joined by id.",
     ),
 )
+
+
+_FAMILIES: tuple[tuple[str, Callable[[frozenset[Need]], bool]], ...] = (
+    ("Without labels", lambda needs: needs <= {"vectors"}),
+    ("With labels", lambda needs: needs == {"vectors", "labels"}),
+    ("With labels, of heads as they learn, or of your own training", lambda needs: "dynamics" in needs),
+    ("From a file", lambda needs: "scores" in needs),
+)
+
+
+def metrics_told() -> str:
+    """All metrics by family, a paragraph each, as the help of a command prints them."""
+    lines = []
+    for title, belongs in _FAMILIES:
+        lines += [f"{title}:", *(f"- {each.name}: {each.summary}" for each in METRICS if belongs(each.needs))]
+    return "\n\n".join(lines)
 
 
 def get_metric(name: str) -> Metric:

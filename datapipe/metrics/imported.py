@@ -5,17 +5,27 @@ ids of the file, scores -> oriented -> joined -> one float32 a row of the run, N
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
 from datapipe.errors import MetricError
+from datapipe.metrics.base import get_metric
 
 if TYPE_CHECKING:
+    from datapipe.metrics.base import Metric
     from datapipe.storage.arrays import Float32, Float64, Ids, Int64
 
 Higher: TypeAlias = Literal["harder", "easier", "rarer", "better"]
 """What the file's high scores mean; "easier" is turned round to "harder"."""
+DEFAULT_HIGHER: Higher = "harder"
+
+
+def declared(higher: Higher | None) -> Metric:
+    """The declaration of imported scores once their direction is known; None is `DEFAULT_HIGHER`."""
+    known = higher or DEFAULT_HIGHER
+    return replace(get_metric("imported"), higher="harder" if known == "easier" else known)
 
 
 def oriented(scores: Float64, *, higher: Higher) -> Float32:

@@ -31,6 +31,7 @@ class Tally:
         self._names: dict[str, int] = {}
         self._bins = np.zeros((0, 2, len(edges) - 1), np.int64)
         self._sums = np.zeros(0, np.float64)
+        self._missing = 0
         self._before: Counter[str] = Counter()
         self._after: Counter[str] = Counter()
 
@@ -40,19 +41,21 @@ class Tally:
         """Count some rows.
 
         Args:
-            scores: Float32 (rows,), finite.
+            scores: Float32 (rows,); rows whose score is not finite count as missing, and in the balance.
             kept: Bool (rows,).
             strata: String (rows,); the empty string for rows in no stratum, which count in the histogram only.
             labels: String (rows,); null counts as `(none)`.
         """
         if not len(scores):
             return
-        codes = self._codes(strata)
-        bins = np.clip(np.searchsorted(self._edges, scores, side="right") - 1, 0, len(self._edges) - 2)
+        scored = np.isfinite(scores)
+        self._missing += int((~scored).sum())
+        codes, values = self._codes(strata)[scored], scores[scored].astype(np.float64)
+        bins = np.clip(np.searchsorted(self._edges, values, side="right") - 1, 0, len(self._edges) - 2)
         width = self._bins.shape[2]
-        flat = (codes * 2 + ~kept) * width + bins
+        flat = (codes * 2 + ~kept[scored]) * width + bins
         self._bins += np.bincount(flat, minlength=self._bins.size).reshape(self._bins.shape)
-        self._sums += np.bincount(codes, weights=scores.astype(np.float64), minlength=len(self._sums))
+        self._sums += np.bincount(codes, weights=values, minlength=len(self._sums))
         if labels is not None:
             self._before.update(_values(labels))
             self._after.update(_values(labels.filter(_mask(kept))))
@@ -67,6 +70,7 @@ class Tally:
             kept=_ints(totals[0]),
             dropped=_ints(totals[1]),
             cuts=tuple(cuts),
+            missing=self._missing,
         )
 
     def strata(self) -> tuple[StratumFacts, ...]:

@@ -71,7 +71,11 @@ class Preset:
         """
         group = next((each for each in self.groups if each in groups), None)
         if group is None and self.needs_groups:
-            raise SelectionError(f"The preset {self.name} needs {' or '.join(self.groups)}s, and the rows have none.")
+            kinds = " or ".join(f"{each}s" for each in self.groups)
+            raise SelectionError(
+                f"The preset {self.name} needs {kinds} of at least two values, and the rows have fewer; name their "
+                "column with label_column, or take a preset that needs none."
+            )
         plan = self.plan(fraction)
         if window_start is not None:
             plan = _window(fraction, window_start)
@@ -97,8 +101,13 @@ def get_preset(name: str) -> Preset:
             return preset
     known = [preset.name for preset in PRESETS]
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"there is no preset {name!r}{hint} The presets are: {', '.join(known)}")
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise ConfigError(f"there is no preset {name!r}{hint} The presets are: {presets_told()}")
+
+
+def presets_told() -> str:
+    """The names of all presets, in the order of `docs/presets.md`."""
+    return ", ".join(preset.name for preset in PRESETS)
 
 
 def _trim(fraction: float, trims: Sequence[tuple[float, float]]) -> float:

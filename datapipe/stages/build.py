@@ -29,12 +29,22 @@ from datapipe.stages.tokens import CountTokens
 from datapipe.storage.digest import plain
 
 if TYPE_CHECKING:
+    from datapipe.metrics.base import Metric
     from datapipe.pipeline import Stage
     from datapipe.settings import Settings
     from datapipe.storage.arrays import Float32
     from datapipe.storage.images import ImageFiles
     from datapipe.storage.ingest import IngestSpec
     from datapipe.storage.source import Source
+
+
+def metric_of(config: CurateConfig) -> Metric:
+    """The declaration of the run's metric; that of imported scores has the direction that the options tell."""
+    if config.metric != "imported":
+        return get_metric(config.metric)
+    from datapipe.metrics.imported import declared
+
+    return declared(config.scores_higher)
 
 
 class Wiring:
@@ -52,7 +62,7 @@ class Wiring:
     def __init__(self, config: CurateConfig, source: Source, *, settings: Settings) -> None:
         self.config, self.source, self.settings = config, source, settings
         self.columns = resolve_columns(config, source.schema)
-        self.metric = get_metric(config.metric)
+        self.metric = metric_of(config)
         self.needs = frozenset() if config.dynamics is not None else self.metric.needs
         if "labels" in self.needs and self.columns.label is None:
             raise ColumnError(f"the metric {self.metric.name} needs labels: name their column with label_column")
@@ -196,6 +206,7 @@ class Wiring:
         return Select(
             SelectConfig(
                 metric=self.metric.name,
+                higher=self.metric.higher,
                 clusters=self.family.clusters,
                 strategy=self.config.strategy,
                 budget=budget_of(self.config),

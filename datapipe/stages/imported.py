@@ -152,6 +152,8 @@ def _value(columns: list[pa.ChunkedArray], row: int) -> object:
 
 
 def _make(inputs: ScoreInputs) -> list[Stage]:
+    from datapipe.metrics.imported import DEFAULT_HIGHER
+
     path = inputs.options.get("scores")
     if path is None:
         raise ConfigError("the metric imported reads a file of scores: name it with scores")
@@ -159,7 +161,7 @@ def _make(inputs: ScoreInputs) -> list[Stage]:
         sha256=file_digest(path),
         column=inputs.options.get("scores_column") or "score",
         id_column=inputs.options.get("scores_id") or ROW_ID,
-        higher=inputs.options.get("scores_higher") or "harder",
+        higher=inputs.options.get("scores_higher") or DEFAULT_HIGHER,
     )
     return [ScoreImported(settings=settings, path=path)]
 

@@ -80,7 +80,7 @@ class Report(SetStage):
     """
 
     name: ClassVar[str] = "report"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     settings: ReportConfig
     images: ImageFiles | None = None

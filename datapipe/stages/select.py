@@ -6,7 +6,7 @@ Writes `selection.parquet`: row_id, kept, reason, stratum, rank, sorted by row_i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datapipe.errors import SelectionError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from datapipe.config import Strategy
+    from datapipe.metrics.base import Direction
     from datapipe.selection.auto import Choice
     from datapipe.selection.budget import Budget
     from datapipe.selection.result import ScoreBatch, Selection
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from datapipe.storage.stage import ShardInfo, StageDir
 
 SELECTION = "selection.parquet"
-NO_GROUP = "(none)"
 UNSCORED = "unscored"
 EXCLUSIONS = ("protected", "duplicate", "other_split", UNSCORED)
 READ_ROWS = 65_536
@@ -38,6 +38,7 @@ class SelectConfig:
 
     Attributes:
         metric: The score column.
+        higher: What a high score says of a row.
         clusters: Whether the scores come with clusters.
         strategy: As asked: `auto`, `hard`, `easy`, `random` or `strata`.
         budget: Fraction, rows or tokens.
@@ -51,6 +52,7 @@ class SelectConfig:
     """
 
     metric: str
+    higher: Direction
     clusters: bool
     strategy: Strategy
     budget: Budget
@@ -192,7 +194,7 @@ class _Stream:
             rows=pool,
             classes=classes,
             k=k,
-            metric=get_metric(settings.metric),
+            metric=replace(get_metric(settings.metric), higher=settings.higher),
         )
         return balance(choice) if settings.balanced else choice
 
@@ -205,40 +207,34 @@ class _Stream:
                 unscored += int((batch.excluded == _UNSCORED).sum())
         if unscored and not pool:
             raise SelectionError(
-                f"none of {unscored:,} rows has a score by {self._settings.metric}, so there is nothing to choose from; "
-                "check the labels or vectors that the metric needs"
+                f"none of {unscored:,} rows has a score by {self._settings.metric}, so there is nothing to choose "
+                "from; check the labels or vectors that the metric needs"
             )
         return pool
 
     def weights(self, column: str | None, groups: Sequence[str]) -> Float64:
-        """The mean score of each group, float64 (groups,), 0 for one without a score; summed in the order of rows."""
-        import numpy as np
+        """The weight of each group, float64 (groups,)."""
+        from datapipe.selection.groups import mean_scores
 
-        sums, counts = np.zeros(len(groups)), np.zeros(len(groups))
-        for batch in self.batches(column, groups):
-            if batch.groups is not None and batch.excluded is not None:
-                inside = batch.excluded < 0
-                np.add.at(sums, batch.groups[inside], batch.scores[inside].astype(np.float64))
-                np.add.at(counts, batch.groups[inside], 1)
-        means: Float64 = np.maximum(sums, 0) / np.maximum(counts, 1)
-        return means
+        return mean_scores(self.batches(column, groups), groups=len(groups))
 
     def names(self, column: str | None) -> tuple[str, ...]:
         """Names of the groups of a column, by code."""
+        from datapipe.selection.groups import group_names
+
         if column == "cluster":
             most = max((_largest(table["cluster"]) for table in self._inputs["score"].tables()), default=0)
             return tuple(f"cluster {i}" for i in range(most + 1))
         found: set[str | None] = set()
         for table in self._inputs["ingest"].tables("rows", columns=[str(column)]):
             found.update(table[str(column)].unique().to_pylist())
-        # A value that reads like the name of the group of nulls shares it.
-        named = sorted(name for name in found if name is not None and name != NO_GROUP)
-        return (*named, NO_GROUP) if len(named) < len(found) else tuple(named)
+        return group_names(found)
 
     def batches(self, column: str | None, groups: Sequence[str]) -> Iterator[ScoreBatch]:
         """One batch a canonical shard."""
         import numpy as np
 
+        from datapipe.selection.groups import group_codes
         from datapipe.selection.result import ScoreBatch
         from datapipe.storage.rowid import ids_from_arrow
 
@@ -250,7 +246,7 @@ class _Stream:
         for table in self._inputs["score"].tables():
             codes: Int32 | None = None
             if rows is not None:
-                codes = _group_codes(next(rows)[str(column)], groups)
+                codes = group_codes(next(rows)[str(column)], groups)
             elif groups:
                 codes = table["cluster"].to_numpy()
             scores = table[settings.metric].to_numpy()
@@ -275,16 +271,6 @@ class _Stream:
 
     def _token_tables(self) -> Iterator[pa.Table]:
         return self._inputs[str(self._settings.tokens)].tables(columns=["tokens"])
-
-
-def _group_codes(column: pa.ChunkedArray, groups: Sequence[str]) -> Int32:
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    # The group of nulls comes last, so its code stands in where the value is not found.
-    codes = pc.index_in(column, value_set=pa.array([name for name in groups if name != NO_GROUP], pa.string()))
-    return np.asarray(pc.fill_null(codes, len(groups) - 1).to_numpy(), dtype=np.int32)
 
 
 def _largest(column: pa.ChunkedArray) -> int:

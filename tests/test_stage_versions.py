@@ -71,18 +71,27 @@ SOURCES = {
     "datapipe.stages.random.ScoreRandom": ["metrics/random.py", "storage/order.py"],
     "datapipe.stages.dynamics.TrainHeads": [
         *(f"metrics/{name}.py" for name in ("dynamics", "errors_of_heads")),
-        *("proxies/heads.py", "proxies/training.py", "stages/proxy.py", "stages/vectors.py"),
+        *("proxies/adamw.py", "proxies/heads.py", "proxies/training.py"),
+        *("stages/proxy.py", "stages/vectors.py"),
     ],
     "datapipe.stages.dynamics.ReadDynamics": [
         *("metrics/dynamics.py", "metrics/imported.py", "proxies/recorder.py", "stages/proxy.py"),
     ],
     "datapipe.stages.memorization.ScoreMemorization": [
         *(f"metrics/{name}.py" for name in ("memorization", "errors_of_heads")),
-        *("proxies/heads.py", "proxies/training.py", "stages/proxy.py", "stages/vectors.py", "storage/order.py"),
+        *(
+            "proxies/adamw.py",
+            "proxies/heads.py",
+            "proxies/training.py",
+            "stages/proxy.py",
+            "stages/vectors.py",
+            "storage/order.py",
+        ),
     ],
     "datapipe.stages.pseudo_labels.ScorePseudoLabels": [
         *(f"metrics/{name}.py" for name in ("pseudo_labels", "errors_of_heads", "assign", "kmeans")),
-        *("proxies/heads.py", "proxies/training.py", "stages/proxy.py", "stages/vectors.py"),
+        *("proxies/adamw.py", "proxies/heads.py", "proxies/training.py"),
+        *("stages/proxy.py", "stages/vectors.py"),
     ],
     "datapipe.stages.imported.ScoreImported": ["metrics/imported.py", "stages/proxy.py"],
     "datapipe.stages.class_means.ScoreClassMeans": [

@@ -2,8 +2,8 @@
 
     vectors, labels, rows of each arm -> batches drawn per head -> (heads, dim, classes) by AdamW -> test predictions
 
-Heads share each matrix product, so ten cost little more than one. On one kind of device, with one thread, the bits
-depend on the arguments alone. Raises `MetricError` for arms from which nothing can be learnt.
+A few heads share each matrix product; one thread trains them, and threads share out the groups. So on one kind of
+device the bits depend on the arguments alone. Raises `MetricError` for arms from which nothing can be learnt.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datapipe.errors import MetricError
+from datapipe.proxies.adamw import AdamW
+from datapipe.proxies.heads import each_head
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     import torch
 
     from datapipe.storage.arrays import Float32, Int64
-
-_BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +34,17 @@ class HeadRecipe:
         batch_rows: Rows of an update, drawn in a fresh order each pass over the arm's rows.
         learning_rate: Of AdamW at the start; falls to zero in a straight line.
         weight_decay: Decoupled, of the weights and not of the biases.
-        heads_at_once: Bounds memory: so many (dim, classes) matrices are trained together.
+        heads_at_once: So many (dim, classes) matrices are trained together, by one thread.
     """
 
     steps: int = 1000
     batch_rows: int = 128
     learning_rate: float = 0.05
     weight_decay: float = 0.01
-    heads_at_once: int = 16
+    heads_at_once: int = 4
 
 
-def train_heads(
+def train_heads(  # noqa: PLR0913 - the data; the rest by keyword
     vectors: Float32,
     labels: Int64,
     arms: Sequence[Int64],
@@ -54,6 +54,7 @@ def train_heads(
     classes: int,
     recipe: HeadRecipe,
     device: str = "cpu",
+    threads: int | None = None,
 ) -> Int64:
     """Train a head for each arm with the seed beside it, and return what each predicts, int64 (arms, test rows).
 
@@ -66,25 +67,22 @@ def train_heads(
         classes: Their number.
         recipe: How.
         device: Where.
+        threads: Host threads; None takes the CPUs this process may use. Does not change the result.
 
     Raises:
         MetricError: An arm has fewer than two classes, or seeds and arms differ in number.
     """
     check_arms(labels, arms, seeds)
-    found = [
-        _train(
-            vectors,
-            labels,
-            arms[at : at + recipe.heads_at_once],
-            seeds[at : at + recipe.heads_at_once],
-            test,
-            classes=classes,
-            recipe=recipe,
-            device=device,
+    found = np.empty((len(arms), len(test)), np.int64)
+
+    def work(group: int) -> None:
+        part = slice(group * recipe.heads_at_once, (group + 1) * recipe.heads_at_once)
+        found[part] = _train(
+            vectors, labels, arms[part], seeds[part], test, classes=classes, recipe=recipe, device=device
         )
-        for at in range(0, len(arms), recipe.heads_at_once)
-    ]
-    return np.concatenate(found)
+
+    each_head(work, -(-len(arms) // recipe.heads_at_once), device=device, threads=threads)
+    return found
 
 
 def check_arms(labels: Int64, arms: Sequence[Int64], seeds: Sequence[int]) -> None:
@@ -130,25 +128,21 @@ def _train(
     )
     # Unit vectors have entries of about 1 / sqrt(dim); scaled, one learning rate fits every width.
     scale = float(vectors.shape[1]) ** 0.5
-    all_vectors = torch.from_numpy(np.ascontiguousarray(vectors)).to(place) * scale
+    all_vectors = torch.from_numpy(np.ascontiguousarray(vectors)).to(place)
     all_labels = torch.from_numpy(labels).to(place)
     weights = torch.zeros(len(arms), vectors.shape[1], classes, device=place)
     biases = torch.zeros(len(arms), 1, classes, device=place)
     rate = recipe.learning_rate / scale
-    moments = [(torch.zeros_like(each), torch.zeros_like(each)) for each in (weights, biases)]
-    # The gradient of a linear head is written out: autograd and torch.optim cost more than the arithmetic.
+    descent = AdamW([weights, biases], [recipe.weight_decay, 0.0])
     with torch.inference_mode():
         for step in range(recipe.steps):
             rows = torch.from_numpy(drawn[:, step]).to(place)
-            seen = all_vectors[rows]
+            seen = all_vectors[rows] * scale
             error = torch.baddbmm(biases, seen, weights).softmax(2)
             error.scatter_add_(2, all_labels[rows][:, :, None], torch.full_like(error[:, :, :1], -1.0))
             error /= recipe.batch_rows
             now = rate * (1.0 - step / recipe.steps)
-            weights *= 1.0 - now * recipe.weight_decay
-            slopes = (seen.transpose(1, 2) @ error, error.sum(1, keepdim=True))
-            for value, slope, (mean, square) in zip((weights, biases), slopes, moments, strict=True):
-                _adam(value, slope, mean, square, step=step + 1, rate=now)
+            descent.move([seen.transpose(1, 2) @ error, error.sum(1, keepdim=True)], rate=now)
     return _predict(torch.from_numpy(np.ascontiguousarray(test)).to(place) * scale, weights, biases)
 
 
@@ -159,12 +153,3 @@ def _predict(test: torch.Tensor, weights: torch.Tensor, biases: torch.Tensor) ->
         found = [torch.addmm(bias[0], test, weight).argmax(1) for weight, bias in zip(weights, biases, strict=True)]
         predicted: Int64 = torch.stack(found).cpu().numpy()
     return predicted
-
-
-def _adam(
-    value: torch.Tensor, slope: torch.Tensor, mean: torch.Tensor, square: torch.Tensor, *, step: int, rate: float
-) -> None:
-    mean.lerp_(slope, 1.0 - _BETAS[0])
-    square.mul_(_BETAS[1]).addcmul_(slope, slope, value=1.0 - _BETAS[1])
-    first, second = (1.0 - beta**step for beta in _BETAS)
-    value.addcdiv_(mean, (square / second).sqrt_().add_(_EPSILON), value=-rate / first)

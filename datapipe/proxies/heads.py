@@ -18,6 +18,7 @@ import numpy as np
 from datapipe.errors import MetricError
 from datapipe.metrics.errors_of_heads import last_layer_gradient, predicted
 from datapipe.metrics.pool import ChunkPool
+from datapipe.proxies.adamw import AdamW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS = 8192
 """Rows predicted at once."""
-_BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,15 @@ class HeadData:
 
 
 class Head:
-    """One head and its AdamW state."""
+    """One head and the descent that trains it.
+
+    Args:
+        dim: Numbers in a vector.
+        classes: Their number.
+        config: Shape and rates.
+        seed: Of the first weights.
+        device: Where.
+    """
 
     def __init__(self, dim: int, classes: int, config: HeadConfig, *, seed: int, device: torch.device) -> None:
         import torch
@@ -104,9 +112,8 @@ class Head:
             bound = 1.0 if into == dim else into**-0.5
             weights = draws.uniform(-bound, bound, (into, out)).astype(np.float32)
             self._weights += [torch.from_numpy(weights).to(device), torch.zeros(out, device=device)]
-        self._means = [torch.zeros_like(each) for each in self._weights]
-        self._squares = [torch.zeros_like(each) for each in self._weights]
-        self._config, self._steps = config, 0
+        decays = [config.weight_decay if each.ndim > 1 else 0.0 for each in self._weights]
+        self._config, self._descent = config, AdamW(self._weights, decays)
 
     def features(self, vectors: torch.Tensor) -> torch.Tensor:
         """What enters the last layer, (rows, hidden or dim)."""
@@ -132,17 +139,7 @@ class Head:
         if self._config.hidden:
             inner = (error @ self._weights[2].t()).mul_(features > 0)
             slopes = [vectors.t() @ inner, inner.sum(0), *slopes]
-        self._move(slopes, rate)
-
-    def _move(self, slopes: list[torch.Tensor], rate: float) -> None:
-        self._steps += 1
-        first, second = (1.0 - beta**self._steps for beta in _BETAS)
-        for weight, slope, mean, square in zip(self._weights, slopes, self._means, self._squares, strict=True):
-            mean.lerp_(slope, 1.0 - _BETAS[0])
-            square.mul_(_BETAS[1]).addcmul_(slope, slope, value=1.0 - _BETAS[1])
-            if weight.ndim > 1:
-                weight.mul_(1.0 - rate * self._config.weight_decay)
-            weight.addcdiv_(mean, (square / second).sqrt_().add_(_EPSILON), value=-rate / first)
+        self._descent.move(slopes, rate=rate)
 
 
 def _range(labels: torch.Tensor) -> torch.Tensor:

@@ -10,8 +10,10 @@ import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import datapipe
+from datapipe.cli import app
 from datapipe.curation import Curation
 from datapipe.embedding.image import embed_images
 from datapipe.errors import ColumnError, ConfigError, MissingExtraError, SourceError
@@ -23,7 +25,6 @@ from datapipe.workers.worker import LocalWorker
 from tests.conftest import DATA
 from tests.pictures import encoded, hostile, opened, shipped
 from tests.runs import contents
-from tests.runs import datapipe as command
 from tests.workers.tiny import vision_folder
 
 if TYPE_CHECKING:
@@ -62,8 +63,9 @@ def kept(out: Path) -> list[int]:
 def test_the_command_keeps_whole_rows_and_the_page_shows_them(tmp_path: Path, model: str) -> None:
     frame(label=LABELS).write_parquet(tmp_path / "images.parquet")
     arguments = ["--image-column", "image", "--label-column", "label", "--model", model, "--keep", "0.5"]
-    done = command("curate", tmp_path / "images.parquet", *arguments, "--device", "cpu", "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
+    where = ["--device", "cpu", "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(app, ["curate", str(tmp_path / "images.parquet"), *arguments, *where])
+    assert done.exit_code == 0, done.output
     result = datapipe.open_run(tmp_path / "run")
     assert result.counts == {"kept": 30, "over_budget": 30}
     rows = result.kept.collect()

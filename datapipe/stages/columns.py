@@ -89,7 +89,9 @@ def _only_text(schema: pa.Schema) -> str:
         return str(strings[0])
     found = f"several columns hold text ({', '.join(strings)})" if strings else "no column holds text"
     there = ", ".join(schema.names)
-    raise ColumnError(f"{found}: name one with text_column, or vectors with embedding_column; the columns are {there}")
+    raise ColumnError(
+        f"{found}: name one with text_column, vectors with embedding_column, or images with image_column; the columns are {there}"
+    )
 
 
 def is_text(kind: pa.DataType) -> bool:

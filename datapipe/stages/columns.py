@@ -90,7 +90,8 @@ def _only_text(schema: pa.Schema) -> str:
     found = f"several columns hold text ({', '.join(strings)})" if strings else "no column holds text"
     there = ", ".join(schema.names)
     raise ColumnError(
-        f"{found}: name one with text_column, vectors with embedding_column, or images with image_column; the columns are {there}"
+        f"{found}: name one with text_column, vectors with embedding_column, or images with image_column; "
+        f"the columns are {there}"
     )
 
 

@@ -1,11 +1,12 @@
-"""Intervals of paired differences, without SciPy: Student's t, and its form for splits that share rows."""
+"""Intervals of paired differences: Student's t, and its form for splits that share rows."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TYPE_CHECKING
+
+from datapipe.proof.statistics import student_t
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,29 +33,6 @@ class Interval:
     def below(self) -> bool:
         """Whether the whole interval lies below 0."""
         return -self.mean > self.half_width
-
-
-def student_t(probability: float, freedom: int) -> float:
-    """Return the quantile of Student's t, to three digits for `freedom` >= 4; exact for 1 and 2.
-
-    Expansion of Abramowitz and Stegun, 26.7.5, in powers of 1 / freedom.
-
-    Args:
-        probability: 0 < probability < 1.
-        freedom: Degrees of freedom, >= 1.
-    """
-    if freedom == 1:
-        return math.tan(math.pi * (probability - 0.5))
-    if freedom == 2:  # noqa: PLR2004 - has a closed form
-        return (2 * probability - 1) * math.sqrt(2 / (4 * probability * (1 - probability)))
-    z = NormalDist().inv_cdf(probability)
-    powers = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + math.fsum(term / float(freedom) ** (at + 1) for at, term in enumerate(powers))
 
 
 def paired(

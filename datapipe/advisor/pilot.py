@@ -6,8 +6,9 @@
 The idea is that of BWS (Choi et al., arXiv 2406.03057): kernel ridge regression on frozen features stands in for
 training, since it has a closed form. Differences from the paper: the features are the vectors of the run, the score is
 the distance to the mean of the class, and a window counts only if its interval against random of the same size, widened
-for the number of windows looked at and for splits that share rows, lies above 0. All in float64 and one order, so the
-result does not depend on threads but for the last bits of LAPACK. Raises `MetricError` for a sample it cannot use.
+for the number of windows looked at and for splits that share rows, lies above 0. All in float64; one thread computes a
+split, and threads share out the splits, so their number changes nothing. Raises `MetricError` for a sample it cannot
+use.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ import numpy as np
 from datapipe.advisor.curve import Curve, fit_curve
 from datapipe.advisor.interval import Interval, paired
 from datapipe.errors import MetricError
+from datapipe.metrics.pool import ChunkPool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import torch
 
     from datapipe.storage.arrays import Float32, Float64, Int64
 
@@ -89,6 +93,7 @@ def run_pilot(
     rows: int | None = None,
     splits: int = SPLITS,
     seed: int = 0,
+    threads: int | None = None,
 ) -> Pilot:
     """Try windows of the score against random rows.
 
@@ -101,6 +106,7 @@ def run_pilot(
         rows: Rows of the whole set, to which the curve is extrapolated.
         splits: Random splits into pool and held-out rows, >= 2.
         seed: Of the splits.
+        threads: Host threads; None takes the CPUs this process may use. Does not change the result.
 
     Raises:
         MetricError: Fewer than `LEAST_ROWS` rows have a label, or they have one class only.
@@ -111,21 +117,28 @@ def run_pilot(
     held = round(HELD_OUT * len(matrix))
     count = max(round(keep * (len(matrix) - held)), 2)
     starts = sorted({round(part * (1 - keep) / 4, 4) for part in range(5)})
-    gains: dict[float, list[float]] = {start: [] for start in starts}
     sizes = sorted({max(round(part * (len(matrix) - held)), 2) for part in NESTED})
-    errors, random = np.zeros((splits, len(sizes))), np.zeros(splits)
-    for split in range(splits):
-        order = generator.permutation(len(matrix))
+    errors, random, gains = np.zeros((splits, len(sizes))), np.zeros(splits), np.zeros((len(starts), splits))
+    orders = [generator.permutation(len(matrix)) for _ in range(splits)]
+
+    def work(split: int) -> None:
+        order = orders[split]
         trial = _Trial(matrix, codes, pool=order[held:], test=order[:held], classes=classes)
         random[split] = trial.accuracy(trial.pool[:count])
         if rows is not None:
             errors[split] = [1 - trial.accuracy(trial.pool[:size]) for size in sizes]
-        for start in starts:
-            window = trial.window(start, count)
-            gains[start].append(100 * (trial.accuracy(window) - random[split]))
+        windows = [trial.accuracy(trial.window(start, count)) for start in starts]
+        gains[:, split] = [100 * (accuracy - random[split]) for accuracy in windows]
+
+    workers = ChunkPool(threads)
+    try:
+        workers.map(work, range(splits))
+    finally:
+        workers.close()
     overlap = held / (len(matrix) - held)
     windows = tuple(
-        Window(start=start, gain=paired(gains[start], comparisons=len(starts), overlap=overlap)) for start in starts
+        Window(start=start, gain=paired(own.tolist(), comparisons=len(starts), overlap=overlap))
+        for start, own in zip(starts, gains, strict=True)
     )
     best = max(windows, key=lambda window: window.gain.mean)
     return Pilot(
@@ -173,18 +186,22 @@ class _Trial:
 
     def accuracy(self, train: Int64) -> float:
         """Fit one-hot labels on `train` and predict the held-out rows."""
+        import torch
+
         places = np.array([self._place[int(row)] for row in train], np.int64)
         wanted = np.eye(self._classes)[self._codes[train]]
         centre = wanted.mean(axis=0)
-        kernel = self._kernel[np.ix_(places, train)] + RIDGE * np.eye(len(train))
-        weights = np.linalg.solve(kernel, wanted - centre)
-        guessed = (self._kernel[np.ix_(places, self._test)].T @ weights + centre).argmax(axis=1)
-        return float((guessed == self._codes[self._test]).mean())
+        beside = self._kernel[torch.from_numpy(places)]
+        kernel = beside[:, torch.from_numpy(train)] + RIDGE * torch.eye(len(train), dtype=torch.float64)
+        weights = torch.linalg.solve(kernel, torch.from_numpy(wanted - centre))
+        scores = (beside[:, torch.from_numpy(self._test)].T @ weights).numpy() + centre
+        return float((scores.argmax(axis=1) == self._codes[self._test]).mean())
 
 
-def _kernel(left: Float64, right: Float64) -> Float64:
+def _kernel(left: Float64, right: Float64) -> torch.Tensor:
     """exp(-|a - b|^2 / (2 s^2)) with s^2 half the mean squared distance, float64 (left, right)."""
-    squares = np.maximum(2 - 2 * (left @ right.T), 0)
+    import torch
+
+    squares = (2 - 2 * (torch.from_numpy(left) @ torch.from_numpy(right).T)).clamp_(min=0)
     scale = max(float(squares.mean()), 1e-12)
-    kernel: Float64 = np.exp(-squares / scale)
-    return kernel
+    return squares.div_(-scale).exp_()

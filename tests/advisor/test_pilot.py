@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from datapipe.advisor.curve import fit_curve
-from datapipe.advisor.interval import paired, student_t
+from datapipe.advisor.interval import paired
 from datapipe.advisor.pilot import run_pilot
 from datapipe.errors import MetricError
 
@@ -47,7 +47,8 @@ def test_labels_without_meaning_make_no_window_a_win() -> None:
 
 def test_a_pilot_gives_the_same_again() -> None:
     vectors, labels = blobs(300, noise=1.0, wrong=0.1)
-    assert run_pilot(vectors, labels, keep=0.2, rows=900) == run_pilot(vectors, labels, keep=0.2, rows=900)
+    pilots = [run_pilot(vectors, labels, keep=0.2, rows=900, threads=count) for count in (1, 1, 3)]
+    assert pilots[0] == pilots[1] == pilots[2]
 
 
 @pytest.mark.parametrize(
@@ -60,14 +61,6 @@ def test_too_few_rows_or_one_class_are_refused(rows: int, classes: int, message:
         run_pilot(vectors, [str(at % classes) for at in range(rows)], keep=0.2)
     with pytest.raises(MetricError, match="a label a row"):
         run_pilot(vectors, ["a"], keep=0.2)
-
-
-@pytest.mark.parametrize(
-    ("probability", "freedom", "quantile"),
-    [(0.975, 1, 12.706), (0.975, 2, 4.303), (0.975, 4, 2.776), (0.975, 9, 2.262), (0.995, 9, 3.250), (0.995, 4, 4.604)],
-)
-def test_quantiles_are_those_of_the_tables(probability: float, freedom: int, quantile: float) -> None:
-    assert student_t(probability, freedom) == pytest.approx(quantile, rel=5e-3)
 
 
 def test_an_interval_widens_for_comparisons_and_for_splits_that_share_rows() -> None:

@@ -108,6 +108,13 @@ def curate(
         Option(help="local, or ray: the cluster at RAY_ADDRESS, else one started here. The result is the same."),
     ] = None,
     config: Annotated[Path | None, Option(help="TOML file with any of these options; the command line wins.")] = None,
+    update: Annotated[
+        bool | None,
+        Option(
+            "--update",
+            help="Add SOURCE to the run in OUT: its files stay, its prototypes too unless the new rows have drifted.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Say rows, disk and time, and write nothing.")] = False,
     as_json: Annotated[bool, _json_option] = False,
 ) -> None:
@@ -116,7 +123,8 @@ def curate(
     for name in ("config", "dry_run", "as_json"):
         given.pop(name, None)
     options, source_, out_ = _merge(given, config)
-    where: dict[str, Any] = {name: options.pop(name) for name in ("workers", "executor") if name in options}
+    own = ("workers", "executor", "update")
+    where: dict[str, Any] = {name: options.pop(name) for name in own if name in options}
 
     from datapipe.curation import Curation
     from datapipe.progress import for_terminal

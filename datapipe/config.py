@@ -44,7 +44,7 @@ DEFAULT_METRIC: MetricName = "prototypes"
 SCORES_OPTIONS = ("scores", "scores_column", "scores_id", "scores_higher")
 RECORDED_METRICS = ("el2n", "margin", "entropy", "forgetting", "aum", "dual")
 """What the dynamics of a user's own training give."""
-RUN_OPTIONS = ("source", "out", "workers", "executor")
+RUN_OPTIONS = ("source", "out", "workers", "executor", "update")
 """What a config file may hold besides the fields of `CurateConfig`."""
 
 
@@ -285,6 +285,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: out must be a string, got {out!r}")
     if not isinstance(source, str) and not (isinstance(source, list) and all(isinstance(each, str) for each in source)):
         raise ConfigError(f"{path}: source must be a string or a list of strings, got {source!r}")
+    if not isinstance(options.get("update", False), bool):
+        raise ConfigError(f"{path}: update must be true or false, got {options['update']!r}")
     return options
 
 

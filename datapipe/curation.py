@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,6 @@ from datapipe.storage.publish import publish
 from datapipe.storage.stage import StageStore
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from datapipe.pipeline import Executor, StageOutput, StageTiming
     from datapipe.progress import Progress
     from datapipe.stages.estimate import Estimate
+    from datapipe.stages.history import History
     from datapipe.storage.source import Source
 
 DIGESTS = ".source-digests.json"
@@ -55,6 +56,7 @@ class Curation:
             as the cluster has room for; `DATAPIPE_WORKERS` and `DATAPIPE_RAY__ACTORS` set other defaults.
         executor: Runs the stages that work shard by shard: `local` (the threads of this process), `ray` (the cluster at
             `RAY_ADDRESS`, else a Ray that is started for the run), or an executor. The result does not depend on it.
+        update: Add the source to the finished run in `out`; see `curate`.
         **options: See `CurateConfig`.
 
     Raises:
@@ -71,10 +73,12 @@ class Curation:
         out: str | os.PathLike[str],
         workers: int | None = None,
         executor: Executor | ExecutorName = "local",
+        update: bool = False,
         **options: Unpack[CurateOptions],
     ) -> None:
         self.config = CurateConfig.from_mapping(dict(options))
         self.out = Path(out)
+        self._update = update
         self._settings = Settings()
         self._asked = source
         self._executor, self._end = self._find_executor(executor, workers)
@@ -96,12 +100,39 @@ class Curation:
         from datapipe.storage.source import open_source
 
         limits = self._settings.limits.as_limits()
-        return open_source(self._asked, limits=limits, text_columns=text_columns(self.config))
+        asked = self._with_files_before() if self._update else self._asked
+        return open_source(asked, limits=limits, text_columns=text_columns(self.config))
+
+    def _with_files_before(self) -> list[str]:
+        """The files of the run before, and after them those that are asked for now."""
+        from datapipe.stages.history import files_before
+        from datapipe.storage.source import more_files
+
+        before = files_before(self.out)
+        if not isinstance(self._asked, (str, list, os.PathLike)):
+            raise ConfigError("an update adds files to a run, not a Polars frame: write the new rows to a file")
+        return more_files(before, self._asked)
+
+    @cached_property
+    def history(self) -> History | None:
+        """The run that an update continues."""
+        from datapipe.stages.history import read_history
+
+        if not self._update:
+            return None
+        digests = self.source.digests(self._known_digests)
+        files = [(file.uri, digest) for file, digest in zip(self.source.files, digests, strict=True)]
+        return read_history(self.out, config=self.config, files=files)
 
     @cached_property
     def wiring(self) -> Wiring:
         """Columns, model and stages."""
-        return Wiring(self.config, self.source, settings=self._settings)
+        from datapipe.stages.history import check_continues
+
+        wiring = Wiring(self.config, self.source, settings=self._settings, history=self.history)
+        if self.history is not None:
+            check_continues(self.history, wiring)
+        return wiring
 
     @property
     def stage_names(self) -> list[str]:
@@ -177,15 +208,18 @@ class Curation:
             shutil.rmtree(scratch, ignore_errors=True)
         return outputs
 
+    @cached_property
+    def _known_digests(self) -> dict[str, str]:
+        """Digests of files that have been read before, as the run folder remembers them."""
+        try:
+            return dict(json.loads((self.out / DIGESTS).read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return {}
+
     def _source_digests(self) -> tuple[str, ...]:
         """Digests of the source files; those of unchanged files are remembered in the run folder."""
-        path = self.out / DIGESTS
-        try:
-            known = dict(json.loads(path.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
-            known = {}
-        digests = self.source.digests(known)
-        write_atomically(path, json.dumps(known, indent=1).encode())
+        digests = self.source.digests(self._known_digests)
+        write_atomically(self.out / DIGESTS, json.dumps(self._known_digests, indent=1).encode())
         return digests
 
     def _check_ingest(self, output: StageOutput) -> None:
@@ -214,7 +248,15 @@ class Curation:
         }
         if outputs["ingest"].has("rejected.parquet"):
             files["rejected.parquet"] = outputs["ingest"].path / "rejected.parquet"
-        manifest = run_manifest(self.config, self.source, self.wiring, outputs=outputs, names=sorted(files))
+        update = None
+        if self.history is not None:
+            from datapipe.stages.history import update_facts
+
+            files["changes.parquet"] = outputs["changes"].path / "changes.parquet"
+            update = update_facts(self.history, outputs)
+        manifest = run_manifest(
+            self.config, self.source, self.wiring, outputs=outputs, names=sorted(files), update=update
+        )
         files["manifest.json"] = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
         publish(self.out, files, key=digest_of(manifest)[:24])
         timings = [plain(timing) for timing in self._timings]
@@ -228,6 +270,7 @@ def curate(
     out: str | os.PathLike[str],
     workers: int | None = None,
     executor: Executor | ExecutorName = "local",
+    update: bool = False,
     progress: Progress | None = None,
     **options: Unpack[CurateOptions],
 ) -> CurateResult:
@@ -243,6 +286,10 @@ def curate(
         workers: Threads, or actors of Ray; see `Curation`. The result does not depend on it.
         executor: Where the stages run that work shard by shard: `local`, `ray`, or an executor. The result does not
             depend on it.
+        update: Add the source to the finished run in `out`: the files of that run stay part of it, those named now
+            come after them. New rows are scored against its prototypes; these are fitted again only where the new rows
+            lie further from them by more than chance and `metrics.drift.THRESHOLD`. `changes.parquet` says which rows
+            came into the kept set or left it. The same files in the same order of updates give the same bytes.
         progress: Is told how far the run is; see `datapipe.progress`.
         **options: `keep`, `metric`, `strategy` and the others; see `CurateConfig`.
 
@@ -252,7 +299,8 @@ def curate(
     Raises:
         DatapipeError: Each mistake has its own class; see `datapipe.errors`.
     """
-    return Curation(source, out=out, workers=workers, executor=executor, **options).run(progress=progress)
+    curation = Curation(source, out=out, workers=workers, executor=executor, update=update, **options)
+    return curation.run(progress=progress)
 
 
 __all__ = ["Curation", "curate"]

@@ -56,6 +56,11 @@ class CurateResult:
         return list(self.manifest["selection"]["reasons"])
 
     @property
+    def update(self) -> dict[str, Any] | None:
+        """Of a run that was brought up to date: `drift`, `refit`, `changes` and its base; else None."""
+        return self.manifest.get("update")
+
+    @property
     def report(self) -> Path:
         """The run's page."""
         return self.out / "report.html"
@@ -117,6 +122,7 @@ def run_manifest(
     *,
     outputs: Mapping[str, StageOutput],
     names: Sequence[str],
+    update: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What `manifest.json` says of a run; no host, time or output path, so that equal runs have equal manifests.
 
@@ -126,6 +132,7 @@ def run_manifest(
         wiring: Columns, model and source digests.
         outputs: Every stage by name, in order.
         names: The files that the run leaves for its user.
+        update: Base, drift and changes of a run that brings another one up to date.
     """
     infos = {shard.name: shard for output in outputs.values() for shard in output.manifest.shards}
     select, ingest = outputs["select"].facts, outputs["ingest"].facts
@@ -149,6 +156,7 @@ def run_manifest(
             {"name": name, "rows": infos[name].rows, "bytes": infos[name].bytes, "sha256": infos[name].sha256}
             for name in names
         ],
+        **({"update": plain(dict(update))} if update is not None else {}),
     }
 
 

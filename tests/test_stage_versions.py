@@ -67,6 +67,12 @@ SOURCES = {
         "metrics/prototypes.py",
         "storage/order.py",
     ],
+    "datapipe.stages.drift.UpdatePrototypes": [
+        *(f"metrics/{name}.py" for name in ("assign", "drift", "kmeans", "prototypes")),
+        "stages/prototypes.py",
+        "storage/order.py",
+    ],
+    "datapipe.stages.changes.Changes": ["stages/select.py"],
     "datapipe.stages.prototypes.ScorePrototypes": ["metrics/assign.py", "metrics/prototypes.py"],
     "datapipe.stages.random.ScoreRandom": ["metrics/random.py", "storage/order.py"],
     "datapipe.stages.dynamics.TrainHeads": [

@@ -6,14 +6,16 @@ ingest -> [embed | tokens] -> [screen] -> the metric's family (its last stage: s
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from datapipe.config import SCORES_OPTIONS, CurateConfig, budget_of
 from datapipe.errors import ColumnError
 from datapipe.metrics.base import get_metric
+from datapipe.stages.changes import Changes
 from datapipe.stages.columns import DEFAULT_TEXT, resolve_columns
+from datapipe.stages.drift import continued
 from datapipe.stages.duplicates import DuplicatesConfig, FindDuplicates
 from datapipe.stages.embed import Embed
 from datapipe.stages.embed_images import EmbedImages
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from datapipe.metrics.base import Metric
     from datapipe.pipeline import Stage
     from datapipe.settings import Settings
+    from datapipe.stages.history import History
     from datapipe.storage.arrays import Float32
     from datapipe.storage.images import ImageFiles
     from datapipe.storage.ingest import IngestSpec
@@ -54,13 +57,16 @@ class Wiring:
         config: The options.
         source: The opened source.
         settings: The machine's settings.
+        history: The run that this one brings up to date; None for a run of its own.
 
     Raises:
         ColumnError: A column that the run needs is not there.
     """
 
-    def __init__(self, config: CurateConfig, source: Source, *, settings: Settings) -> None:
-        self.config, self.source, self.settings = config, source, settings
+    def __init__(
+        self, config: CurateConfig, source: Source, *, settings: Settings, history: History | None = None
+    ) -> None:
+        self.config, self.source, self.settings, self.history = config, source, settings, history
         self.columns = resolve_columns(config, source.schema)
         self.metric = metric_of(config)
         self.needs = frozenset() if config.dynamics is not None else self.metric.needs
@@ -119,8 +125,10 @@ class Wiring:
             "tokens": self.tokens == "tokens",
             "duplicates": self.config.dedup == "semantic",
             "screen": self.screens,
+            "changes": self.history is not None,
         }
-        order = ("ingest", "embed", "tokens", "duplicates", "screen", *self.family.stages, "select", "export", "report")
+        own = self.family.stages
+        order = ("ingest", "embed", "tokens", "duplicates", "screen", *own, "select", "changes", "export", "report")
         return [name for name in order if optional.get(name, True)]
 
     @property
@@ -144,6 +152,9 @@ class Wiring:
             "report": self._report,
         }
         own = dict(zip(self.family.stages, self.family.make(self._score_inputs()), strict=True))
+        if self.history is not None:
+            makers["changes"] = partial(Changes.of, self.metric.name, self.history)
+            own |= {name: continued(stage, self.history) for name, stage in own.items()}
         return [own[name] if name in own else makers[name]() for name in self.stage_names]
 
     def _ingest_spec(self) -> IngestSpec:

@@ -69,6 +69,16 @@ def open_source(
     return _open_files(paths, limits, text_columns)
 
 
+def more_files(before: Sequence[str], source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Return the files `before` and, after them, those of `source` that are not among them.
+
+    Raises:
+        SourceError: As for `open_source`.
+    """
+    asked = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    return [*before, *(place.uri for place in locate(asked) if place.uri not in set(before))]
+
+
 def scan(
     source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | pl.DataFrame | pl.LazyFrame,
     *,

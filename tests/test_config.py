@@ -40,7 +40,7 @@ def test_budgets_out_of_range_are_refused(options: dict[str, Any], message: str)
     [
         ({"metric": "el2m"}, "metric must be one of prototypes, random, prototypes_supervised, "),
         ({"strategy": "hardest"}, "strategy must be one of auto, hard, easy, random, strata; got 'hardest'"),
-        ({"dedup": "fuzzy"}, "dedup must be one of none, exact; got 'fuzzy'"),
+        ({"dedup": "fuzzy"}, "dedup must be one of none, exact, semantic; got 'fuzzy'"),
         ({"seed": -1}, "seed must be a whole number from 0"),
         ({"seed": True}, "seed must be a whole number"),
         ({"prototypes": 0}, "prototypes must be a whole number from 1"),

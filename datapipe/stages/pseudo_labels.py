@@ -93,6 +93,11 @@ class ScorePseudoLabels(SetStage):
             raise MetricError(f"pseudo labels need at least two rows to cluster, there are {len(trained)}")
         sizes = cluster_sizes(len(trained), prototypes=settings.prototypes)
         labels = [self._clusters(rows, k, settings.seed + i, context.workers) for i, k in enumerate(sizes)]
+        if any(len(np.unique(own[trained])) < 2 for own in labels):  # noqa: PLR2004 - one label is learnt at once
+            raise MetricError(
+                f"the vectors of {len(trained)} rows make up one cluster, so there are no pseudo labels to learn: they "
+                "are all alike; look at the vectors, or take the metric random"
+            )
         scores = aum_of_heads(
             [HeadData(rows.codes, own, trained, k) for own, k in zip(labels, sizes, strict=True)],
             HeadConfig(hidden=settings.hidden, epochs=settings.epochs, batch_rows=default_batch(len(trained))),

@@ -1,0 +1,324 @@
+"""By what the settings of metrics and presets were chosen: accuracy of a head on validation rows, a row a setting.
+
+    training rows -> MiniLM vectors, once -> scores by setting -> rows kept -> heads, 5 seeds -> validation rows
+
+Run: python -m benchmarks.pruning_settings FILE.parquet... [--only el2n,dual,pseudo_label_aum,trims]. A file has text,
+label and split; every fifth training row by a hash of its text is for validation, and no test row is read. Scores are
+those of one seed, selections and heads of five. Prints each setting's mean gain over random rows; the rows go to
+results/pruning_settings.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.common import finished, record, rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import torch
+    from numpy.typing import NDArray
+
+    from datapipe.metrics.errors_of_heads import Predicted
+    from datapipe.proxies.heads import HeadConfig, HeadData
+    from datapipe.selection.plan import Plan
+    from datapipe.storage.arrays import Float32, Int32, Int64
+
+NAME = "pruning_settings"
+FRACTIONS = (0.1, 0.3)
+SEEDS = 5
+HEADS = 4
+ENCODER = "all-MiniLM-L6-v2"
+CACHE = Path("/tmp") / "secateur-pruning-settings"  # noqa: S108 - vectors only; made again where they are lost
+TRIMS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+FAMILIES = ("random", "el2n", "dual", "pseudo_label_aum", "trims")
+
+
+def main() -> None:
+    """Measure what is missing, then print what each setting gains."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--only", default=",".join(FAMILIES))
+    options = parser.parse_args()
+    for file in options.files:
+        _Set.read(file).measure(options.only.split(","))
+    print(gains())
+
+
+@dataclass(frozen=True, eq=False)
+class _Course:
+    """What every head said of every row after every epoch, float32 (heads, epochs, rows)."""
+
+    probability: Float32
+    margin: Float32
+    error: Float32
+
+
+class _Set:
+    """The training rows of one set, cut in two."""
+
+    def __init__(self, name: str, vectors: Float32, labels: Int64, held: NDArray[np.bool_]) -> None:
+        self.name, self.vectors, self.labels = name, vectors, labels
+        self.train, self.held = np.flatnonzero(~held), np.flatnonzero(held)
+        self.classes = int(labels.max()) + 1
+
+    @classmethod
+    def read(cls, file: Path) -> _Set:
+        import pyarrow.parquet as pq
+
+        from datapipe.embedding.text import embed_texts
+        from datapipe.workers.worker import LocalWorker
+
+        table = pq.read_table(file, columns=["split", "text", "label"], filters=[("split", "=", "train")])
+        texts, labels = table["text"].to_pylist(), table["label"].to_numpy().astype(np.int64)
+        cached = CACHE / f"{file.stem}.npy"
+        if not cached.exists():
+            CACHE.mkdir(parents=True, exist_ok=True)
+            with LocalWorker(device="auto") as worker:
+                np.save(cached, embed_texts(worker, texts, model=ENCODER).vectors)
+        held = np.array([int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) % 5 == 0 for text in texts])
+        return cls(file.stem, np.load(cached), labels, held)
+
+    def measure(self, only: list[str]) -> None:
+        """Record every setting of the families named."""
+        families: dict[str, Callable[[], Iterator[_Setting]]] = {
+            "random": _random,
+            "el2n": self._el2n,
+            "dual": self._dual,
+            "pseudo_label_aum": self._pseudo_labels,
+            "trims": self._trims,
+        }
+        for family in only:
+            for setting in families[family]():
+                for fraction in FRACTIONS:
+                    self._measure(setting, fraction)
+
+    def _measure(self, setting: _Setting, fraction: float) -> None:
+        from datapipe.proof.heads import HeadRecipe, train_heads
+
+        configs = [self._config(setting, fraction, seed) for seed in range(SEEDS)]
+        if all(finished(NAME, config) for config in configs):
+            return
+        plan, scores = setting.plan(fraction), setting.scores()
+        arms = [self.train[_kept(scores, plan, fraction, seed, rows=len(self.train))] for seed in range(SEEDS)]
+        found = train_heads(
+            self.vectors,
+            self.labels,
+            arms,
+            list(range(SEEDS)),
+            self.vectors[self.held],
+            classes=self.classes,
+            recipe=HeadRecipe(),
+        )
+        for config, predicted in zip(configs, found, strict=True):
+            record(NAME, {"accuracy": 100 * float((predicted == self.labels[self.held]).mean())}, config)
+
+    def _config(self, setting: _Setting, fraction: float, seed: int) -> dict[str, Any]:
+        return {
+            "dataset": self.name,
+            "encoder": ENCODER,
+            "method": setting.method,
+            "setting": setting.name,
+            "fraction": fraction,
+            "seed": seed,
+            "rows": len(self.train),
+            "validation_rows": len(self.held),
+        }
+
+    def _el2n(self) -> Iterator[_Setting]:
+        """EL2N after more and more of the epochs, as CCS and as the hardest rows; and the same rows by aum."""
+        from datapipe.selection.presets import get_preset
+
+        ccs = get_preset("ccs").plan
+        for epoch in (1, 2, 5, 10, 20):
+
+            def scores(epoch: int = epoch) -> Float32:
+                return _mean(self.course().error[:, epoch - 1])
+
+            yield _Setting("ccs by el2n", f"epoch {epoch} of 20", scores, ccs)
+            yield _Setting("hardest by el2n", f"epoch {epoch} of 20", scores, _hardest(0.0))
+        yield _Setting("ccs", "aum", self._aum, ccs)
+
+    def _dual(self) -> Iterator[_Setting]:
+        """DUAL's window, and the power and sharpness of its Beta density."""
+        from datapipe.metrics.dynamics import dual
+
+        for window in (5, 10, 20):
+
+            def scores(window: int = window) -> Float32:
+                return _mean(np.stack([dual(head, window=window) for head in self.course().probability]))
+
+            powers = (1.0, 2.0, 4.0, 5.5) if window == 10 else (5.5,)
+            for power in powers:
+                for sharpness in (15.0, 5.0) if window == 10 else (15.0,):
+                    told = f"window {window}, power {power:g}, sharpness {sharpness:g}"
+                    yield _Setting("dual", told, scores, _beta(power, sharpness))
+
+    def _pseudo_labels(self) -> Iterator[_Setting]:
+        """How many clusters, and of how many sizes, the pseudo labels have."""
+        from datapipe.selection.presets import get_preset
+
+        elfs = get_preset("elfs").plan
+        root = math.isqrt(len(self.train))
+        sizes = {
+            "classes": [self.classes] * 3,
+            "2 classes": [2 * self.classes] * 3,
+            "4 classes": [4 * self.classes] * 3,
+            "root of the rows": [root] * 3,
+            "2 roots": [2 * root] * 3,
+            "root / 2, root, 2 roots": [root // 2, root, 2 * root],
+        }
+        for name, each in sizes.items():
+            yield _Setting("elfs", name, lambda each=each: self._by_clusters(each), elfs)  # type: ignore[misc]
+
+    def _trims(self) -> Iterator[_Setting]:
+        """How much of the hard end is left out before the hardest rows are kept."""
+        root = math.isqrt(len(self.train))
+        for trim in TRIMS:
+            for method, scores in (
+                ("hardest by aum", self._aum),
+                ("hardest by pseudo_label_aum", lambda: self._by_clusters([root] * 3)),
+            ):
+                yield _Setting(method, f"trim {trim:g}", scores, _hardest(trim))
+
+    def _aum(self) -> Float32:
+        margin = self.course().margin
+        return -_mean(margin.reshape(-1, margin.shape[2]))
+
+    def _data(self, labels: Int32, classes: int) -> HeadData:
+        from datapipe.proxies.heads import HeadData
+
+        codes = (np.ascontiguousarray(self.vectors[self.train]).view(np.uint32) >> 16).astype(np.uint16)
+        return HeadData(codes, labels, np.arange(len(labels)), classes)
+
+    def course(self) -> _Course:
+        """The dynamics of heads on the training rows, once."""
+        file = CACHE / f"{self.name}-course.npy"
+        if not file.exists():
+            data = self._data(self.labels[self.train].astype(np.int32), self.classes)
+            np.save(file, np.stack([_watched(data, _heads(len(self.train)), seed) for seed in range(HEADS)]))
+        whole = np.load(file, mmap_mode="r")
+        return _Course(whole[:, 0], whole[:, 1], whole[:, 2])
+
+    def _by_clusters(self, sizes: list[int]) -> Float32:
+        from datapipe.metrics.assign import Assigner
+        from datapipe.metrics.kmeans import spherical_kmeans
+        from datapipe.proxies.training import Place, aum_of_heads
+
+        file = CACHE / f"{self.name}-clusters-{'-'.join(map(str, sizes))}.npy"
+        if not file.exists():
+            vectors, datas = self.vectors[self.train], []
+            for seed, k in enumerate(sizes):
+                centroids = spherical_kmeans(vectors, k=k, seed=seed, device="cpu", threads=1)
+                with Assigner(centroids, device="cpu", threads=1) as assigner:
+                    datas.append(self._data(assigner.assign(vectors)[1], k))
+            with tempfile.TemporaryDirectory() as scratch:
+                place = Place(scratch=Path(scratch), threads=1)
+                np.save(file, aum_of_heads(datas, _heads(len(vectors)), seed=0, place=place))
+        found: Float32 = np.load(file)
+        return found
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """One way to score and to keep."""
+
+    method: str
+    name: str
+    scores: Callable[[], Float32]
+    plan: Callable[[float], Plan]
+
+
+def _mean(values: Float32) -> Float32:
+    mean: Float32 = values.mean(0, dtype=np.float64).astype(np.float32)
+    return mean
+
+
+def _random() -> Iterator[_Setting]:
+    from datapipe.selection.plan import Plan
+
+    yield _Setting("random", "", lambda: np.zeros(0, np.float32), lambda _: Plan(order="random"))
+
+
+def _hardest(trim: float) -> Callable[[float], Plan]:
+    from datapipe.selection.plan import Plan
+
+    return lambda fraction: Plan(order="hard", trim_hard=min(trim, 1 - fraction))
+
+
+def _beta(power: float, sharpness: float) -> Callable[[float], Plan]:
+    from datapipe.selection.plan import Plan
+
+    def plan(fraction: float) -> Plan:
+        b = sharpness * (1 - (1 - fraction) ** power)
+        return Plan(order="weighted", beta=(sharpness + 1 - b, max(b, 1e-3)))
+
+    return plan
+
+
+def _heads(count: int) -> HeadConfig:
+    from datapipe.proxies.heads import HeadConfig
+    from datapipe.proxies.training import default_batch
+
+    return HeadConfig(batch_rows=default_batch(count))
+
+
+def _watched(data: HeadData, config: HeadConfig, seed: int) -> Float32:
+    """Probability, margin and error of every row after every epoch, float32 (3, epochs, rows)."""
+    from datapipe.proxies.heads import train_head
+
+    found = np.empty((3, config.epochs, len(data.labels)), np.float32)
+
+    def watch(epoch: int, part: slice, predicted: Predicted, gradient: torch.Tensor) -> None:
+        del gradient
+        for at, values in enumerate((predicted.probability, predicted.margin, predicted.error)):
+            found[at, epoch, part] = values.numpy()
+
+    train_head(data, config, seed=seed, watch=watch)
+    return found
+
+
+def _kept(scores: Float32, plan: Plan, fraction: float, seed: int, *, rows: int) -> Int64:
+    """Places of the rows kept, int64, ascending."""
+    from datapipe.selection.budget import Budget
+    from datapipe.selection.engine import select
+    from datapipe.selection.result import ScoreBatch
+
+    ids = np.column_stack([np.arange(rows, dtype=np.uint64), np.zeros(rows, np.uint64)])
+    batch = ScoreBatch(ids=ids, scores=scores if len(scores) else np.zeros(rows, np.float32))
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        select(lambda: iter([batch]), plan, Budget(fraction=fraction), seed=seed, scratch=Path(scratch)) as chosen,
+    ):
+        return np.flatnonzero(np.concatenate([part["kept"].to_numpy() for part in chosen])).astype(np.int64)
+
+
+def gains() -> str:
+    """Mean gain over random rows in points of accuracy, by setting, set and fraction, as a Markdown table."""
+    known: dict[tuple[str, str], dict[tuple[str, float], list[float]]] = {}
+    for row in rows(NAME):
+        at = known.setdefault((row["method"], row["setting"]), {})
+        at.setdefault((row["dataset"], row["fraction"]), []).append(row["accuracy"])
+    columns = sorted({each for at in known.values() for each in at})
+    base = known.get(("random", ""), {})
+    lines = [["method", "setting", *(f"{name} {fraction:.0%}" for name, fraction in columns)]]
+    lines.append(["---"] * len(lines[0]))
+    for (method, setting), at in known.items():
+        told = [f"{np.mean(at[each]) - np.mean(base[each]):+.2f}" if each in at else "" for each in columns]
+        if method == "random":
+            told = [f"{np.mean(at[each]):.2f} ± {np.std(at[each], ddof=1):.2f}" for each in columns]
+        lines.append([method, setting, *told])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

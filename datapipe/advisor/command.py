@@ -25,6 +25,9 @@ def advise_command(  # noqa: PLR0913 - an option each
     label_column: Annotated[
         str | None, Option(help="Class labels; without it no method that needs labels is considered.")
     ] = None,
+    image_column: Annotated[
+        str | None, Option(help="Images; default the first column of bytes in a source without text.")
+    ] = None,
     *,
     teacher: Annotated[bool, Option("--teacher", help="A teacher's soft labels will go with the rows kept.")] = False,
     parameters: Annotated[int | None, Option(help="Parameters of the model to be trained.")] = None,
@@ -32,7 +35,9 @@ def advise_command(  # noqa: PLR0913 - an option each
         bool, Option("--pilot", help="Try windows on a sample of at most 4,000 rows first; needs labels.")
     ] = False,
     evidence: Annotated[Path | None, Option(help="JSON file in place of the published evidence.")] = None,
-    model: Annotated[str, Option(help="Embedder for the sample: default, a folder, or a cached hub id.")] = "default",
+    model: Annotated[
+        str, Option(help="Embedder for the sample: default, a folder, or a cached hub id; images need a vision model.")
+    ] = "default",
     device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1.")] = None,
     seed: Annotated[int, Option(help="Of the pilot's splits.")] = 0,
     as_json: Annotated[
@@ -48,6 +53,7 @@ def advise_command(  # noqa: PLR0913 - an option each
         text_column=text_column,
         embedding_column=embedding_column,
         label_column=label_column,
+        image_column=image_column,
         teacher=teacher,
         parameters=parameters,
         pilot=pilot,

@@ -194,6 +194,8 @@ def _warnings(
     if evidence and not any(row.rows / 10 <= facts.rows <= row.rows * 10 for row in evidence):
         sizes = ", ".join(sorted({f"{row.dataset} {row.rows:,}" for row in evidence}))
         found.append(f"The sets of the evidence are of another size ({sizes}) than these {facts.rows:,} rows.")
+    if facts.modality == "images" and not facts.sampled:
+        found.append("No image was embedded, so nothing is known of their vectors: name a vision model with model.")
     found += _label_warnings(facts, fraction, kept)
     if facts.near_repeats is not None and facts.near_repeats >= 0.01:  # noqa: PLR2004 - one row in a hundred
         found.append(

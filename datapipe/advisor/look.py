@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datapipe.errors import ColumnError
 
@@ -91,64 +91,80 @@ def look(
         sample_rows: Rows to embed, or to take the vectors of.
 
     Returns:
-        The facts, and the sample; None where there are no vectors and no text to embed.
+        The facts, and the sample; None for images without a vision model to embed them.
 
     Raises:
         ColumnError: A named column is not in the source, or there is nothing to look at.
+        ModelError: The model cannot embed what the column holds.
     """
+    config = with_images(config, source)
     column, modality = _content(source, config)
     label = config.label_column
     if label is not None and label not in source.schema.names:
         raise ColumnError(f"label_column {label!r} is not in the source; its columns are {_names(source)}")
-    seen = _Pass(sample_rows)
+    seen = _Pass(sample_rows, is_text=modality == "text" and config.embedding_column is None)
     for batch in source.batches([column, *([label] if label is not None else [])], rejected=lambda _: None):
-        seen.add(batch.table, column, label)
+        seen.add(batch.table, column, label, file=batch.file)
     if not seen.rows:
         raise ColumnError(f"the column {column!r} holds no row to look at")
-    sample = _sample(seen, modality, config, settings, has_vectors=config.embedding_column is not None)
+    sample = _sample(seen, source, config, settings)
     return _facts(seen, modality, sample, labelled=label is not None), sample
 
 
-def _content(source: Source, config: CurateConfig) -> tuple[str, Modality]:
+def with_images(config: CurateConfig, source: Source) -> CurateConfig:
+    """The config with the image column named, where none was and the source has bytes and no text."""
     import pyarrow as pa
 
-    from datapipe.stages.columns import resolve_columns
+    if (config.embedding_column, config.text_column, config.image_column) != (None, None, None):
+        return config
+    binary = [each.name for each in source.schema if pa.types.is_binary(each.type)]
+    if not binary or "text" in source.schema.names:
+        return config
+    return replace(config, image_column=binary[0])
 
-    if config.embedding_column is None and config.text_column is None:
-        binary = [each.name for each in source.schema if pa.types.is_binary(each.type)]
-        if binary and "text" not in source.schema.names:
-            return binary[0], "images"
+
+def _content(source: Source, config: CurateConfig) -> tuple[str, Modality]:
+    from datapipe.stages.columns import resolve_columns
+    from datapipe.storage.images import check_image_type
+
     columns = resolve_columns(config, source.schema)
-    if columns.vector is not None:
-        return columns.vector, "text" if columns.text is not None else "other"
-    return str(columns.text), "text"
+    if columns.image is not None:
+        check_image_type(source.schema.field(columns.image))
+    kind: Modality = "images" if columns.image is not None else "text" if columns.text is not None else "other"
+    return str(columns.vector or columns.image or columns.text), kind
 
 
 def _names(source: Source) -> str:
     return ", ".join(source.schema.names)
 
 
+class _Drawn(NamedTuple):
+    """A row of the sample: its content, its label, and the file of the source that it stands in."""
+
+    value: Any
+    label: str | None
+    file: int
+
+
 class _Pass:
     """Keys, label counts and the rows of the smallest keys."""
 
-    def __init__(self, sample_rows: int) -> None:
-        self.rows = 0
+    def __init__(self, sample_rows: int, *, is_text: bool) -> None:
+        self.rows, self._is_text = 0, is_text
         self.labels: Counter[str] = Counter()
         self._keys: list[Ids] = []
         self._most = sample_rows
-        self._drawn: dict[tuple[int, int], tuple[Any, str | None]] = {}
+        self._drawn: dict[tuple[int, int], _Drawn] = {}
 
-    def add(self, table: pa.Table, column: str, label: str | None) -> None:
+    def add(self, table: pa.Table, column: str, label: str | None, *, file: int) -> None:
         import numpy as np
-        import pyarrow as pa
         import pyarrow.compute as pc
 
         from datapipe.dedup.exact import text_keys
         from datapipe.storage.rowid import content_digests
 
         table = table.filter(pc.is_valid(table[column]))
-        is_text = not (pa.types.is_nested(table[column].type) or pa.types.is_binary(table[column].type))
-        keys = text_keys(table[column].cast("string")) if is_text else content_digests(table.select([column]))
+        keys = text_keys(table[column].cast("string")) if self._is_text else content_digests(table.select([column]))
         self._keys.append(keys)
         self.rows += len(keys)
         labels = table[label].cast("string") if label is not None else None
@@ -159,12 +175,13 @@ class _Pass:
         order = np.lexsort((keys[:, 1], keys[:, 0]))[: self._most]
         for at in order.tolist():
             key = (int(keys[at, 0]), int(keys[at, 1]))
-            self._drawn.setdefault(key, (table[column][at], labels[at].as_py() if labels is not None else None))
+            told = labels[at].as_py() if labels is not None else None
+            self._drawn.setdefault(key, _Drawn(table[column][at], told, file))
         if len(self._drawn) > 2 * self._most:
             self._drawn = dict(sorted(self._drawn.items(), key=lambda item: item[0])[: self._most])
 
-    def drawn(self) -> list[tuple[Any, str | None]]:
-        """Content and label of the sample, in the order of keys."""
+    def drawn(self) -> list[_Drawn]:
+        """The sample, in the order of keys."""
         return [row for _, row in sorted(self._drawn.items(), key=lambda item: item[0])[: self._most]]
 
     def repeats(self) -> float:
@@ -174,29 +191,57 @@ class _Pass:
         return 1 - len(np.unique(keys, axis=0)) / len(keys)
 
 
-def _sample(
-    seen: _Pass, modality: Modality, config: CurateConfig, settings: Settings, *, has_vectors: bool
-) -> Sample | None:
+def _sample(seen: _Pass, source: Source, config: CurateConfig, settings: Settings) -> Sample | None:
     import numpy as np
     import pyarrow as pa
 
     from datapipe.storage.vectors import normalise, to_matrix
 
     drawn = seen.drawn()
-    if has_vectors:
-        matrix = to_matrix(pa.array([value.as_py() for value, _ in drawn], drawn[0][0].type))
-    elif modality == "text":
-        from datapipe.embedding.text import embed_texts
-        from datapipe.stages.embedder import Embedder
-
-        embedder = Embedder(config.model, device=config.device or settings.device)
-        texts = [value.as_py() for value, _ in drawn]
-        matrix = embed_texts(embedder.worker(), texts, model=embedder.name)[0]
+    if config.embedding_column is not None:
+        matrix = to_matrix(pa.array([row.value.as_py() for row in drawn], drawn[0].value.type))
+    elif config.image_column is None:
+        matrix = _embed_texts(drawn, config, settings)
+    elif config.model != "default":
+        drawn, matrix = _embed_images(drawn, source, config, settings)
     else:
         return None
     vectors, undirected = normalise(np.asarray(matrix, np.float32))
-    labels = tuple(label for (_, label), out in zip(drawn, undirected, strict=True) if not out)
+    labels = tuple(row.label for row, out in zip(drawn, undirected, strict=True) if not out)
     return Sample(vectors=vectors[~undirected], labels=labels if config.label_column is not None else ())
+
+
+def _embed_texts(drawn: list[_Drawn], config: CurateConfig, settings: Settings) -> Float32:
+    from datapipe.embedding.text import embed_texts
+    from datapipe.stages.embedder import Embedder
+
+    embedder = Embedder(config.model, device=config.device or settings.device)
+    return embed_texts(embedder.worker(), [row.value.as_py() for row in drawn], model=embedder.name).vectors
+
+
+def _embed_images(
+    drawn: list[_Drawn], source: Source, config: CurateConfig, settings: Settings
+) -> tuple[list[_Drawn], Float32]:
+    """The rows whose image can be used, and their vectors."""
+    from datapipe.embedding.image import check_image, embed_images
+    from datapipe.stages.embedder import Embedder
+    from datapipe.stages.images import image_files
+    from datapipe.storage.images import UnreadableImageError
+
+    files = image_files(source, str(config.image_column), settings=settings)
+    usable, images = [], []
+    for row in drawn:
+        try:
+            data = files.read(row.value.as_py(), file=row.file)
+        except UnreadableImageError:
+            continue  # a run refuses the row with this reason
+        if check_image(data) is None:
+            usable.append(row)
+            images.append(data)
+    if not images:
+        raise ColumnError(f"none of {len(drawn):,} sampled images in the column {config.image_column!r} can be used")
+    embedder = Embedder(config.model, device=config.device or settings.device, task="embed_image")
+    return usable, embed_images(embedder.worker(), images, model=embedder.name, batch=embedder.batch)
 
 
 def _facts(seen: _Pass, modality: Modality, sample: Sample | None, *, labelled: bool) -> Facts:
@@ -215,25 +260,46 @@ def _facts(seen: _Pass, modality: Modality, sample: Sample | None, *, labelled: 
 
 
 def geometry(vectors: Float32) -> dict[str, Any]:
-    """Measure unit vectors, float32 (rows, dim), rows >= 2; the fields of `Facts` from `near_repeats` on."""
+    """Measure unit vectors, float32 (rows, dim), rows >= 2; the fields of `Facts` from `near_repeats` on.
+
+    Products have one thread each, so that the same rows have the same facts on any number of cores.
+    """
     import numpy as np
 
+    from datapipe.metrics.assign import Assigner
     from datapipe.metrics.kmeans import spherical_kmeans
+    from datapipe.metrics.pool import ChunkPool
     from datapipe.metrics.prototypes import default_k
 
-    rows = vectors.astype(np.float64)
-    cosines = rows @ rows.T
-    np.fill_diagonal(cosines, -1.0)
-    spread = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False) ** 2
-    squares = float((spread**2).sum())
-    k = default_k(len(vectors))
-    clusters = (vectors @ spherical_kmeans(vectors, k=k, seed=0, threads=1).T).argmax(axis=1)
+    found: dict[str, float] = {}
+    pool = ChunkPool(1)
+    try:
+        pool.map(lambda _: found.update(_spread(vectors)), [0])
+        k = default_k(len(vectors))
+        with Assigner(spherical_kmeans(vectors, k=k, seed=0, threads=1), pool=pool) as assigner:
+            clusters = assigner.assign(vectors)[1]
+    finally:
+        pool.close()
     shares = np.bincount(clusters, minlength=k) / len(vectors)
     shares = shares[shares > 0]
     entropy = float(-(shares * np.log(shares)).sum())
     return {
-        "near_repeats": float((cosines.max(axis=1) >= NEAR).mean()),
+        **found,
         "sampled": len(vectors),
-        "dimensions": float(spread.sum()) ** 2 / squares if squares else 0.0,
         "cluster_balance": entropy / math.log(k) if k > 1 else 1.0,
+    }
+
+
+def _spread(vectors: Float32) -> dict[str, float]:
+    """Part of the rows with a near copy, and effective dimensions: trace(C)^2 / |C|^2 of the covariance C."""
+    import torch
+
+    rows = torch.from_numpy(vectors).double()
+    nearest = (rows @ rows.T).fill_diagonal_(-1.0).amax(1)
+    centred = rows - rows.mean(0)
+    covariance = centred.T @ centred
+    squares = float(covariance.square().sum())
+    return {
+        "near_repeats": float((nearest >= NEAR).double().mean()),
+        "dimensions": float(covariance.trace()) ** 2 / squares if squares else 0.0,
     }

@@ -23,6 +23,7 @@ def advise(  # noqa: PLR0913 - the source; the rest by keyword
     text_column: str | None = None,
     embedding_column: str | None = None,
     label_column: str | None = None,
+    image_column: str | None = None,
     teacher: bool = False,
     parameters: int | None = None,
     pilot: bool = False,
@@ -39,11 +40,12 @@ def advise(  # noqa: PLR0913 - the source; the rest by keyword
         text_column: Text; default `text` or the only string column.
         embedding_column: Vectors that the source brings; then nothing is embedded.
         label_column: Class labels. Methods that need labels are considered only with it.
+        image_column: Images; default the first binary column of a source without text.
         teacher: Whether a teacher's soft labels will go with the rows kept.
         parameters: Parameters of the model to be trained.
         pilot: Whether to try windows on a sample of at most 4,000 rows first; needs labels, takes a minute or two.
         evidence: A JSON file in place of the published evidence; see `datapipe.selection.evidence`.
-        model: Embedder for the sample.
+        model: Embedder for the sample; images are not embedded without a vision model.
         device: Where it runs.
         seed: Of the pilot's splits.
 
@@ -59,7 +61,7 @@ def advise(  # noqa: PLR0913 - the source; the rest by keyword
     from pathlib import Path
 
     from datapipe.advisor.decide import decide
-    from datapipe.advisor.look import SAMPLE_ROWS, look
+    from datapipe.advisor.look import SAMPLE_ROWS, look, with_images
     from datapipe.advisor.pilot import MOST_ROWS
     from datapipe.config import CurateConfig
     from datapipe.selection.evidence import load_evidence, published
@@ -75,18 +77,24 @@ def advise(  # noqa: PLR0913 - the source; the rest by keyword
         text_column=text_column,
         embedding_column=embedding_column,
         label_column=label_column,
+        image_column=image_column,
         model=model,
         device=device,
     )
     settings = Settings()
     table = published() if evidence is None else load_evidence(Path(evidence))
     opened = open_source(source, limits=settings.limits.as_limits(), text_columns=text_columns(config))
+    config = with_images(config, opened)
     facts, sample = look(opened, config, settings=settings, sample_rows=MOST_ROWS if pilot else SAMPLE_ROWS)
     options = {"source": _named(source)}
-    for name in ("text_column", "embedding_column", "label_column"):
+    for name in ("text_column", "embedding_column", "image_column", "label_column"):
         value = getattr(config, name)
         if value is not None:
             options[name] = value
+    if model != "default":
+        options["model"] = model
+    elif config.image_column is not None and embedding_column is None:
+        options["model"] = "MODEL"
     first = decide(facts, keep=keep, has_teacher=teacher, parameters=parameters, table=table, options=options)
     if not pilot or first.keep >= 1:
         return first
@@ -100,7 +108,7 @@ def _pilot(facts: Facts, sample: Sample | None, *, keep: float, seed: int) -> Pi
     from datapipe.advisor.pilot import run_pilot
 
     if sample is None:
-        raise MetricError("a pilot needs vectors: name embedding_column, or a text to embed with text_column")
+        raise MetricError("a pilot needs vectors: name embedding_column, or a vision model with model")
     return run_pilot(sample.vectors, sample.labels, keep=keep, rows=facts.rows, seed=seed)
 
 

@@ -16,6 +16,7 @@ from datapipe.advisor.record import evidence_from
 from datapipe.errors import BudgetError, ColumnError, ConfigError, MetricError
 from datapipe.selection.evidence import load_evidence
 from tests.runs import datapipe as command
+from tests.workers.tiny import vision_folder
 
 if TYPE_CHECKING:
     from datapipe.storage.arrays import Float32
@@ -60,6 +61,23 @@ def test_a_set_of_images_is_advised_on_without_vectors() -> None:
     assert (advice.facts.rows, advice.facts.classes, advice.facts.modality) == (60, 10, "images")
     assert advice.facts.dimensions is None
     assert advice.preset == "elfs"
+    assert advice.command.endswith("--preset elfs --image-column image --label-column label_name --model MODEL")
+    assert any("name a vision model" in warning for warning in advice.warnings)
+
+
+def test_images_are_embedded_by_a_vision_model_and_the_command_names_it(tmp_path: Path) -> None:
+    model = tmp_path / "vit"
+    model.mkdir()
+    vision_folder(model, "vit")
+    frame = pl.read_parquet(DATA / "fashion_mnist_60.parquet")
+    broken = frame.head(2).with_columns(image=pl.lit(b"no image"))
+    advice = datapipe.advise(pl.concat([frame, broken]), keep=0.1, image_column="image", model=str(model))
+    assert (advice.facts.rows, advice.facts.sampled) == (62, 60)
+    assert advice.facts.dimensions is not None
+    assert f"--image-column image --model {model}" in advice.command
+    assert not any("vision model" in warning for warning in advice.warnings)
+    with pytest.raises(ColumnError, match="none of 1 sampled images in the column 'image' can be used"):
+        datapipe.advise(broken, keep=0.1, image_column="image", model=str(model))
 
 
 def test_a_set_of_texts_is_advised_on_by_the_command_with_one_object_of_json() -> None:

@@ -170,7 +170,7 @@ def opened(
         own = named(model)
         spec, folder = replace(own, max_length=max_length or own.max_length), None
     else:
-        spec, folder = resolved(model, device=device, dtype=dtype, max_length=max_length)
+        spec, folder = resolved(model, dtype=dtype, max_length=max_length)
     return Home(spec.name, spec=spec, device=device, backend=backend), folder
 
 

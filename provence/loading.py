@@ -29,30 +29,22 @@ CALIBRATION = "calibration.json"
 """In a model's folder: the calibration that is used where none is given."""
 
 
-def resolved(
-    model: str, *, device: str, dtype: DtypeName | None, max_length: int | None
-) -> tuple[ModelSpec, ModelFolder]:
+def resolved(model: str, *, dtype: DtypeName | None, max_length: int | None) -> tuple[ModelSpec, ModelFolder]:
     """What a worker of our own is told of a model, and the model's folder.
 
     Args:
         model: `default`, a folder, or a hub id.
-        device: Where it will compute.
-        dtype: Precision; None takes float32 on the CPU for models of other families, else what the hardware does best.
+        dtype: Precision; None leaves it to the task (`PruneTask.precision`), as a server does.
         max_length: Tokens of a window at most; None takes the model's own.
 
     Raises:
-        ModelError: There is no such model, or it is of no family.
-        ConfigError: An option is out of range, or this machine has no such device.
+        ModelError: There is no such model.
+        ConfigError: An option is out of range.
     """
-    from datapipe.workers.device import resolve_devices
     from datapipe.workers.folder import resolve
-    from provence.families import conduct_of
 
     spec = named(model)
-    folder = resolve(spec)
-    if dtype is None and conduct_of(folder).family != "native" and resolve_devices(device)[0].type == "cpu":
-        dtype = "float32"
-    return replace(spec, dtype=dtype or spec.dtype, max_length=max_length or spec.max_length), folder
+    return replace(spec, dtype=dtype or spec.dtype, max_length=max_length or spec.max_length), resolve(spec)
 
 
 def named(model: str) -> ModelSpec:

@@ -8,11 +8,13 @@
 
 from __future__ import annotations
 
+import math
 import string
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from datapipe.errors import ConfigError, ItemError
+from datapipe.workers.tasks.rerank import RerankScore
 from provence.task import PruneItem, PruneScores
 from provence.tokens import CACHE_BYTES, UnitReader
 from provence.windows import lay_windows, text_room
@@ -33,6 +35,7 @@ __all__ = [
     "RawScores",
     "plain_question",
     "relevance",
+    "rerank_score",
     "unit_scores",
     "window_length",
 ]
@@ -202,6 +205,17 @@ def unit_scores(raw: RawScores, prepared: PreparedText, conduct: Conduct) -> Pru
 def relevance(raw: RawScores, prepared: PreparedText) -> float:
     """The score of the best window, on the model's own scale; `EMPTY_SCORE` where there is nothing to score."""
     return raw.score if len(prepared.text.ids) else EMPTY_SCORE
+
+
+def rerank_score(raw: RawScores, prepared: PreparedText, conduct: Conduct) -> RerankScore:
+    """The relevance between 0 and 1, as users of rerankers expect it: of a logit the sigmoid; 0 where it is empty."""
+    score = relevance(raw, prepared)
+    if score == EMPTY_SCORE:
+        score = 0.0
+    elif not conduct.squashed:
+        small = math.exp(-abs(score))  # never overflows
+        score = (1.0 if score >= 0 else small) / (1.0 + small)
+    return RerankScore(score, prepared.tokens, prepared.truncated)
 
 
 def plain_question(question: str) -> str:

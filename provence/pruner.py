@@ -259,7 +259,8 @@ class Pruner:
     ) -> list[Ranked]:
         """The texts by relevance, best first, ties in their order; a question too long for the model is cut.
 
-        Texts of white space alone come last, with a score of -10,000.
+        Scores are on the model's own scale: of the default model logits, of which `/v1/rerank` gives the sigmoid. Texts
+        of white space alone come last, with a score of -10,000.
 
         Args:
             question: Any text but white space alone.

@@ -3,8 +3,8 @@
     PruneItem -> prepare (units, tokens, windows) -> PreparedText -> forward (both heads, sums a unit on the device)
     -> RawScores -> finish -> PruneScores
 
-`PruneRerankTask` derives from it: the same pass, of which the score alone is given. Both are registered when this
-module is imported, so that a worker of this process knows them.
+`PruneRerankTask` derives from it: the same pass, of which the score alone is given, between 0 and 1. Both are
+registered when this module is imported, so that a worker of this process knows them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from datapipe.storage.arrays import Float32, Int32
     from datapipe.workers.folder import ModelFolder
     from datapipe.workers.protocol import Item, Task
-    from datapipe.workers.spec import ModelSpec
-    from provence.families.base import PrunerModel
+    from datapipe.workers.spec import DtypeName, ModelSpec
+    from provence.families.base import Conduct, PrunerModel
     from provence.prepare import PreparedText, Preparer, RawScores
     from provence.units.unit import TextKind, UnitKind
 
@@ -116,6 +116,11 @@ class PruneTask:
         self._preparer, self._model, self._chunk_tokens = preparer, model, chunk_tokens
         self.padded, self.nbytes = model.padded, model.nbytes
 
+    @property
+    def conduct(self) -> Conduct:
+        """How the model wants to be used."""
+        return self._model.conduct
+
     @classmethod
     def item_schema(cls) -> pa.Schema:
         """Texts, and what may be null of how they are to be read."""
@@ -157,6 +162,17 @@ class PruneTask:
                 pa.field("threshold", pa.float64(), nullable=False),
             ]
         )
+
+    @classmethod
+    def precision(cls, folder: ModelFolder, *, device: torch.device) -> DtypeName:
+        """What `auto` means: float32 on the CPU for models of other families, else what the hardware does best.
+
+        Raises:
+            ModelError: The folder holds no pruner.
+        """
+        from provence.families import conduct_of
+
+        return "float32" if device.type == "cpu" and conduct_of(folder).family != "native" else "auto"
 
     @classmethod
     def open(cls, folder: ModelFolder, *, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Self:
@@ -204,7 +220,7 @@ class PruneTask:
         """Put the probabilities beside the units that they are of."""
         from provence.prepare import unit_scores
 
-        return unit_scores(raw, prepared, self._model.conduct)
+        return unit_scores(raw, prepared, self.conduct)
 
 
 class PruneRerankTask:
@@ -226,7 +242,7 @@ class PruneRerankTask:
     dim = 0
 
     def __init__(self, base: Task) -> None:
-        self._base = base
+        self._base = cast("PruneTask", base)
         self.padded, self.nbytes = base.padded, base.nbytes
 
     @classmethod
@@ -236,13 +252,20 @@ class PruneRerankTask:
 
     @classmethod
     def result_schema(cls) -> pa.Schema:
-        """Score, tokens and whether the query was cut."""
-        return RerankTask.result_schema()
+        """Score, tokens and whether the query was cut; the score in float64, in which near 1 is not yet 1."""
+        import pyarrow as pa
+
+        return RerankTask.result_schema().set(0, pa.field("score", pa.float64(), nullable=False))
 
     @classmethod
     def over(cls, base: Task) -> Self:
         """Bind the task to a pruner that is loaded already."""
         return cls(base)
+
+    @classmethod
+    def precision(cls, folder: ModelFolder, *, device: torch.device) -> DtypeName:
+        """As of the pruner. Raises `ModelError`."""
+        return PruneTask.precision(folder, device=device)
 
     @classmethod
     def open(cls, folder: ModelFolder, *, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Self:
@@ -266,10 +289,10 @@ class PruneRerankTask:
         return self._base.forward(batch)
 
     def finish(self, raw: RawScores, prepared: PreparedText) -> RerankScore:
-        """The score of the best window; `EMPTY_SCORE` for a document without a token."""
-        from provence.prepare import relevance
+        """The score of the best window, between 0 and 1; 0 for a document without a token."""
+        from provence.prepare import rerank_score
 
-        return RerankScore(relevance(raw, prepared), prepared.tokens, prepared.truncated)
+        return rerank_score(raw, prepared, self._base.conduct)
 
 
 def prune_items(pairs: Sequence[Item], *, first: int = 0) -> list[PruneItem]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ParameterTypeError
 from prefect.flows import load_flow_from_entrypoint
@@ -26,6 +26,9 @@ from tests.runs import ROOT, contents
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from prefect import Flow
+    from prefect.deployments.runner import RunnerDeployment
 
 # Prefect opens sockets and databases that it leaves to the garbage collector.
 pytestmark = [pytest.mark.prefect, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
@@ -66,7 +69,7 @@ def test_a_wrong_parameter_fails_the_flow_before_any_stage(source: str, tmp_path
 
 def test_an_unknown_executor_fails_the_flow_before_any_stage(source: str, tmp_path: Path) -> None:
     with pytest.raises(ParameterTypeError, match="executor: Input should be 'local' or 'ray'"):
-        curate_flow(source, str(tmp_path / "run"), executor="dask")
+        curate_flow(source, str(tmp_path / "run"), executor="dask")  # type: ignore[call-overload]
     assert not (tmp_path / "run").exists()
 
 
@@ -118,10 +121,10 @@ def test_every_deployment_names_a_flow_that_loads_and_takes_its_parameters(monke
     deployments = yaml.safe_load(Path("prefect.yaml").read_text())["deployments"]
     assert deployments
     for deployment in deployments:
-        flow = load_flow_from_entrypoint(deployment["entrypoint"])
+        flow: Flow[..., Any] = load_flow_from_entrypoint(deployment["entrypoint"])
         assert set(deployment["parameters"]) <= set(flow.parameters.properties)
         for schedule in deployment["schedules"]:
-            assert flow.to_deployment(name="check", cron=schedule["cron"]).schedules
+            assert cast("RunnerDeployment", flow.to_deployment(name="check", cron=schedule["cron"])).schedules
 
 
 def test_results_are_json_and_never_pickles() -> None:

@@ -76,7 +76,8 @@ class Task(Protocol):
         nbytes: Memory that the model's tensors hold on their device.
 
     A task whose prepared items are large may state `window_items`: how many are prepared and packed together, a divisor
-    of 8,192, which is the rule.
+    of 8,192, which is the rule. One whose models need another precision than the hardware does best may have a class
+    method `precision(folder, *, device)`: the `DtypeName` that a spec's `auto` then means, in every kind of worker.
     """
 
     name: ClassVar[str]

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     import torch
 
+    from datapipe.workers.folder import ModelFolder
     from datapipe.workers.protocol import DerivedTask, Task
-    from datapipe.workers.spec import ModelSpec
+    from datapipe.workers.spec import DtypeName, ModelSpec
 
 __all__ = ["LoadedModel", "ModelRegistry"]
 
@@ -170,12 +171,18 @@ def _load(spec: ModelSpec, device: torch.device) -> LoadedModel:
     task_type = find_task(spec.task)
     folder = resolve(spec)
     folder.check(spec.digest)
-    dtype = resolve_dtype(spec.dtype, device)
+    dtype = resolve_dtype(_precision(task_type, spec, folder, device), device)
     task = task_type.open(folder, spec=spec, device=device, dtype=dtype)
     if device.type == "cuda":
         _settle(device)
     _log.info("model %s: %s loaded on %s as %s, %d bytes", spec.name, folder.root, device, dtype, task.nbytes)
     return LoadedModel(spec, folder.digest, device, dtype, task, arithmetic(device, dtype))
+
+
+def _precision(task: type[Task], spec: ModelSpec, folder: ModelFolder, device: torch.device) -> DtypeName:
+    """The precision of a spec; where it says `auto` and the task has an opinion, that of the task."""
+    own = getattr(task, "precision", None)
+    return spec.dtype if own is None or spec.dtype != "auto" else cast("DtypeName", own(folder, device=device))
 
 
 def _settle(device: torch.device) -> None:

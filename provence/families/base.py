@@ -34,6 +34,7 @@ class Conduct:
         spaced: Whether every unit but the first of a window is tokenised with a space before it.
         trailing: Whether every unit is instead tokenised with the white space that follows it in the text.
         max_length: Tokens of a window at most, special tokens included.
+        squashed: Whether relevance scores lie between 0 and 1; otherwise they are logits.
     """
 
     family: str
@@ -43,6 +44,7 @@ class Conduct:
     spaced: bool = True
     trailing: bool = False
     max_length: int = 512
+    squashed: bool = False
 
 
 class Heads(NamedTuple):

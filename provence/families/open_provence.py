@@ -58,7 +58,14 @@ def open_provence_conduct(folder: ModelFolder) -> Conduct:
         raise ModelError(f"model {folder.name}: config.json needs a default threshold of 0 to 1. Got {threshold!r}")
     if not isinstance(length, int) or length < 1:
         raise ModelError(f"model {folder.name}: config.json needs a positive max_length. Got {length!r}")
-    return Conduct(family="open_provence", rule="mean", threshold=float(threshold), trailing=True, max_length=length)
+    return Conduct(
+        family="open_provence",
+        rule="mean",
+        threshold=float(threshold),
+        trailing=True,
+        max_length=length,
+        squashed=True,
+    )
 
 
 def open_open_provence(

@@ -18,9 +18,8 @@ import numpy as np
 
 from datapipe.errors import DatapipeError, DeadlineError, WorkerError, WorkerStoppedError
 from datapipe.workers.pack import pack
-from datapipe.workers.tasks.rerank import RerankScore
 from provence.onnx.engine import window_sums
-from provence.prepare import RawScores, relevance, unit_scores
+from provence.prepare import RawScores, rerank_score, unit_scores
 from provence.task import prune_items
 
 if TYPE_CHECKING:
@@ -179,7 +178,7 @@ class Passes:
             raw = self._raw(text, [found[window + place] for place in range(len(text.windows))])
             window += len(text.windows)
             if task == "prune_rerank":
-                results.append(RerankScore(relevance(raw, text), text.tokens, text.truncated))
+                results.append(rerank_score(raw, text, self._model.conduct))
             else:
                 results.append(unit_scores(raw, text, self._model.conduct))
         return results

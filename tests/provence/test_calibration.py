@@ -15,6 +15,7 @@ from datapipe.errors import ConfigError
 from provence.calibration import Calibration, calibrate
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from datapipe.storage.arrays import Float32
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 DIGEST = "a" * 64
 
 
-def made(gold: list[list[float]] | list[Float32]) -> Calibration:
+def made(gold: Sequence[Sequence[float] | Float32]) -> Calibration:
     return calibrate(gold, model="m", digest=DIGEST, domain="news")
 
 

@@ -16,7 +16,7 @@ from langchain_classic.retrievers.document_compressors import DocumentCompressor
 from langchain_core.callbacks import BaseCallbackHandler, CallbackManager
 from langchain_core.documents import BaseDocumentTransformer, Document
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import RunnablePassthrough
+from langchain_core.runnables import Runnable, RunnablePassthrough
 from langchain_tests.integration_tests import RetrieversIntegrationTests
 from pydantic import ValidationError
 
@@ -255,7 +255,7 @@ async def test_as_a_runnable_it_is_a_part_of_a_chain(
 ) -> None:
     compressor, heard = compressor_of(threshold=0.5), Heard()
     want = compressor.compress_documents(documents, QUESTION)
-    chain = RunnablePassthrough() | compressor.as_runnable() | len
+    chain: Runnable[Any, Any] = RunnablePassthrough() | compressor.as_runnable() | len
     inputs = {"question": QUESTION, "documents": documents}
     assert chain.invoke(inputs, config={"callbacks": [heard]}) == len(want)
     parents = {name: parent for name, parent, _ in heard.started}

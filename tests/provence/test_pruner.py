@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import pickle
-import shutil
 import subprocess
 import sys
 import threading
 import time
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -23,7 +21,7 @@ import provence
 from datapipe.errors import ConfigError, DatapipeError, DeadlineError, ItemError, ModelNotFoundError, WorkerStoppedError
 from datapipe.workers import HttpWorker, LocalWorker, ModelSpec, Priority
 from datapipe.workers.http.app import create_app
-from provence import Pruner, families, loading, sliced
+from provence import Pruner, sliced
 from provence.assemble import Request, contexts, kept_spans
 from provence.calibration import calibrate
 from provence.policy import PINS, Policy
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
 
+    from datapipe.workers import Worker
     from provence.results import PrunedContext
     from tests.provence.conftest import Sample
 
@@ -210,7 +209,7 @@ async def test_texts_are_pruned_as_they_arrive_in_their_order(pruner: Pruner, te
         with pytest.raises(
             ConfigError, match=r"stream prunes texts one by one: (\w+ needs all|ahead must be at least 1)"
         ):
-            await anext(pruner.stream(QUESTION, arriving(texts), **options))  # type: ignore[arg-type]
+            await anext(pruner.stream(QUESTION, arriving(texts), **options))
 
 
 async def test_an_error_in_a_stream_comes_in_its_turn_and_leaves_nothing_running(
@@ -341,7 +340,7 @@ def test_a_closed_pruner_says_so(pruner_worker: LocalWorker, pruner_folder: Path
 def test_a_window_longer_than_the_model_is_refused(pruner_folder: Path) -> None:
     for backend in ("torch", "onnx"):
         with pytest.raises(ConfigError, match=r"max_length must be at most 512 for this model, .* Got 4,096"):
-            Pruner.load(pruner_folder, device="cpu", max_length=4096, backend=backend)  # type: ignore[arg-type]
+            Pruner.load(pruner_folder, device="cpu", max_length=4096, backend=backend)
 
 
 def test_a_workers_own_calibration_is_found(tmp_path: Path) -> None:
@@ -516,7 +515,11 @@ async def test_the_event_loop_is_free_while_many_texts_are_decided_on(
         (lambda p: p.rerank("q", "abc"), ConfigError, "texts must be a list of texts, .* Got one string"),
         (lambda p: Pruner.load("m", worker=p, device="cpu"), ConfigError, "are the worker's own matter"),
         (lambda _: Pruner.load("/nowhere/at/all"), ModelNotFoundError, "there is no folder /nowhere/at/all"),
-        (lambda _: Pruner.load("m", worker=object()).digest, ConfigError, "object cannot state the digest of 'm'"),
+        (
+            lambda _: Pruner.load("m", worker=cast("Worker", object())).digest,
+            ConfigError,
+            "object cannot state the digest of 'm'",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(
@@ -532,28 +535,13 @@ def test_without_a_default_model_the_installation_says_so(monkeypatch: pytest.Mo
         Pruner.load()
 
 
-def test_models_of_other_families_compute_in_float32_on_the_cpu(
-    pruner_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def dtype(**options: Any) -> str:
-        return loading.resolved(str(pruner_folder), **{"device": "cpu", "dtype": None, "max_length": None} | options)[
-            0
-        ].dtype
-
-    assert dtype() == "auto"
-    real = families.conduct_of
-    monkeypatch.setattr(families, "conduct_of", lambda folder: families.replace(real(folder), family="provence"))
-    assert dtype() == "float32"
-    assert dtype(dtype="bfloat16") == "bfloat16"
-
-
 @pytest.mark.parametrize("family", ["provence", "xprovence", "open_provence", "zilliz"])
 @pytest.mark.parametrize("threshold", [None, 0.5])
 def test_a_family_decides_by_its_published_rule_on_what_plain_modules_compute(
     tmp_path: Path, family: str, threshold: float | None
 ) -> None:
     made: checkpoints.Checkpoint = getattr(checkpoints, family)(tmp_path / family)
-    shutil.copy(tiny_tokenizer(tmp_path), made.folder / "tokenizer.json")
+    checkpoints.tiny_tokenizer(made.folder)
     tokenizer = Tokenizer.from_file(str(made.folder / "tokenizer.json"))
     text, units = "Ada wrote. It rained. Dogs bark.", ["Ada wrote.", " It rained.", " Dogs bark."]
     question = "WHO wrote, then?"
@@ -576,27 +564,12 @@ def test_a_family_decides_by_its_published_rule_on_what_plain_modules_compute(
     assert found.relevance_score == pytest.approx(float(scores[0]), abs=1e-4)
 
 
-def tiny_tokenizer(folder: Path) -> Path:
-    """A tokenizer.json of 300 words and pieces, with the template of the embedded one."""
-    whole = json.loads(checkpoints.TOKENIZER.read_text())
-    letters = "abcdefghijklmnopqrstuvwxyz.,?"
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
-    whole["model"]["vocab"] = {piece: place for place, piece in enumerate(pieces)}
-    whole["added_tokens"] = [token | {"id": pieces.index(token["content"])} for token in whole["added_tokens"]]
-    for token in whole["post_processor"]["special_tokens"].values():
-        token["ids"] = [pieces.index(token["id"])]
-    whole["padding"] = whole["truncation"] = None
-    (folder / "tiny.json").write_text(json.dumps(whole))
-    return folder / "tiny.json"
-
-
 def test_scores_can_be_decided_on_again_without_the_model(pruner: Pruner, texts: list[str]) -> None:
     scores = pruner.scores(QUESTION, texts)
     for options in ({"threshold": 0.3}, {"budget_tokens": 50}, {"top_n": 2}):
         again = contexts(texts, scores, Policy.of(options))
         assert [context.text for context in again] == [
-            context.text
-            for context in pruner.prune(QUESTION, texts, **options)  # type: ignore[arg-type]
+            context.text for context in pruner.prune(QUESTION, texts, **options)
         ]
     assert len(Request(question="q", texts=texts).items) == 5
 

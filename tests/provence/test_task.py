@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -328,9 +329,11 @@ def test_the_pass_also_reranks(pruner_worker: LocalWorker, samples: list[Sample]
     texts = [sample.text for sample in samples[:6]]
     pruned = pruner_worker.run("prune", [PruneItem("who?", text) for text in texts], model="random-pruner")
     ranked = pruner_worker.run("prune_rerank", [RerankItem("who?", text) for text in texts], model="random-pruner")
-    assert [found.score for found in ranked] == [found.score for found in pruned]
+    assert [found.score for found in ranked] == pytest.approx([1 / (1 + math.exp(-found.score)) for found in pruned])
     (long,) = pruner_worker.run("prune_rerank", [RerankItem("why " * 300, "Rain.")], model="random-pruner")
     assert long.truncated
+    (blank,) = pruner_worker.run("prune_rerank", [RerankItem("who?", " ")], model="random-pruner")
+    assert blank.score == 0
     with pytest.raises(ItemError, match=r"item 0 must be a RerankItem\. Got PruneItem"):
         pruner_worker.run("prune_rerank", [PruneItem("a", "b")], model="random-pruner")
     assert (find_task("prune"), find_task("prune_rerank")) == (PruneTask, PruneRerankTask)
@@ -367,7 +370,7 @@ def test_units_are_tokenised_with_the_white_space_that_their_family_wants(tokeni
             seen.extend(texts)
             return super().pieces(texts)
 
-    ways: list[tuple[dict[str, bool], str | None, list[str]]] = [
+    ways: list[tuple[dict[str, Any], str | None, list[str]]] = [
         ({}, None, ["Stop it.", " Go."]),
         ({}, "T", [" Stop it.", " Go."]),
         ({"spaced": False}, None, ["Stop it.", "Go."]),
@@ -375,7 +378,7 @@ def test_units_are_tokenised_with_the_white_space_that_their_family_wants(tokeni
     ]
     for way, title, want in ways:
         seen.clear()
-        conduct = Conduct(family="f", rule="mean", threshold=0.5, **way)  # type: ignore[arg-type]
+        conduct = Conduct(family="f", rule="mean", threshold=0.5, **way)
         preparer = Preparer(Watching(), conduct, max_length=128)
         preparer.prepare_many([PruneItem("q", "Stop it.  Go.\n", title=title)])
         assert seen[-2:] == want

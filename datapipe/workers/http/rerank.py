@@ -70,7 +70,10 @@ class RerankResult(BaseModel):
     """A document's score; higher fits better."""
 
     index: int = Field(description="Place of the document in the request.")
-    relevance_score: float
+    relevance_score: float = Field(
+        description="Between 0 and 1 from a pruner; the cosine, between -1 and 1, from an embedder. Other models may "
+        "have a scale of their own."
+    )
     document: Document | None = None
 
 

@@ -5,8 +5,8 @@ RerankItem -> prepare (both texts) -> Pair -> forward (embed each text once) -> 
 The task derives from `embed` and shares its tensors, so every served embedder can rerank. A package that has a
 cross-encoder does better: it registers a task of its own whose class says `reranks = True`, takes `RerankItem` and
 gives `RerankScore`; where a served model has such a task, routes that rerank run it in place of this one. Its scores
-may have any range as long as higher means more relevant; they must not depend on the other items of a batch beyond
-rounding.
+should lie between 0 and 1, which is what users of rerankers expect; higher means more relevant, and they must not
+depend on the other items of a batch beyond rounding.
 """
 
 from __future__ import annotations

@@ -211,6 +211,19 @@ def _open_provence(folder: Path, model: Any, encoder: Any, settings: dict[str, A
     return Checkpoint(folder, partial(_one_by_one, one))
 
 
+def tiny_tokenizer(folder: Path) -> None:
+    """Write tokenizer.json of 300 words and pieces at most, with the template of the embedded one."""
+    whole = json.loads(TOKENIZER.read_text())
+    letters = "abcdefghijklmnopqrstuvwxyz.,?"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    whole["model"]["vocab"] = {piece: place for place, piece in enumerate(pieces)}
+    whole["added_tokens"] = [token | {"id": pieces.index(token["content"])} for token in whole["added_tokens"]]
+    for token in whole["post_processor"]["special_tokens"].values():
+        token["ids"] = [pieces.index(token["id"])]
+    whole["padding"] = whole["truncation"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+
+
 def _one_by_one(
     one: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], batch: Sequence[Int32]
 ) -> tuple[torch.Tensor, torch.Tensor]:

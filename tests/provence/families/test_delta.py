@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis.extra.numpy import arrays
-from hypothesis.strategies import composite, floats, integers, sampled_from
+from hypothesis.strategies import DrawFn, composite, floats, integers, sampled_from
 
 from datapipe.errors import ConfigError, ModelError
 from provence.families.delta import decode_delta, encode_delta, pack_tensors, unpack_tensors
@@ -19,12 +19,12 @@ LEVELS = {4: 14, 8: 254}
 
 
 @composite
-def matrices(draw: Any) -> torch.Tensor:
+def matrices(draw: DrawFn) -> torch.Tensor:
     """Matrices of values of one magnitude each, from far below float16's normal range to large."""
     shape = (draw(integers(1, 4)), draw(sampled_from([1, 7, 16, 24, 48, 64, 128, 192])))
     scale = draw(sampled_from([1e-9, 1e-6, 1e-3, 1.0, 1e4]))
     values = draw(arrays(np.float32, shape, elements=floats(-1, 1, width=32)))
-    return torch.from_numpy(values) * scale
+    return torch.from_numpy(values).mul(scale)
 
 
 @given(matrix=matrices(), bits=sampled_from([4, 8]), group=sampled_from([16, 32, 64]))

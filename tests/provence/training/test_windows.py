@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 
 def sentences_of(windows: Windows, place: int) -> list[int]:
-    return windows.sentence[windows.at[place] : windows.at[place + 1]].tolist()
+    found: list[int] = windows.sentence[windows.at[place] : windows.at[place + 1]].tolist()
+    return found
 
 
 def test_a_window_is_question_and_sentences_between_the_special_tokens_of_the_tokenizer() -> None:
@@ -148,16 +149,16 @@ def test_nothing_of_a_protected_set_is_admitted(change: str) -> None:
     other = next(e for e in examples() if e.title != example.title)
     cut = int(example.ends[2])
     whole = {"starts": example.starts, "ends": example.ends, "relevant": example.relevant}
-    shape = {
+    shapes: dict[str, dict[str, Any]] = {
         "title": {"title": example.title},
         "title as shown": {"title": example.title.replace("_", " ").upper()},
         "context": {"context": example.context.replace(" ", "  ", 1).upper(), **whole},
         "part": {"context": example.context[:cut], **{name: array[:3] for name, array in whole.items()}},
         "question": {"question": example.question.upper() + " ?"},
-    }[change]
+    }
     guard = Guard.over([example])
     assert guard.admits(other)
-    assert not guard.admits(dataclasses.replace(other, **shape))
+    assert not guard.admits(dataclasses.replace(other, **shapes[change]))
 
 
 def test_the_test_split_cannot_be_trained_on() -> None:

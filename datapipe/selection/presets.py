@@ -250,7 +250,7 @@ PRESETS: tuple[Preset, ...] = (
         plan=lambda _: Plan(order="hard"),
         source="Griffin et al. 2026 (ZCore), arXiv 2411.15349",
         told="The rows that cover most of the embedding space.",
-        ours="The expectation in place of random draws.",
+        ours="The draws share 512 planes, and the 32 rows nearest to a winner bear its whole penalty, not 1,000.",
     ),
     Preset(
         name="typiclust",

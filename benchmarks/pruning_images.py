@@ -1,122 +1,117 @@
-"""Accuracy of a ResNet-9 on pruned CIFAR-10 or Fashion-MNIST, at equal steps and batch, for a GPU host.
+"""Accuracy of a small ResNet on pruned CIFAR-10 or Fashion-MNIST, at equal steps and batch, for a GPU host.
 
-    FILE.parquet -> uint8 images -> scores (el2n, dual, aum of one training; prototypes of vectors) -> rows by preset
-                 -> trainings, seeds x fractions -> pruning_images.json
+    pictures -> speed -> tune -> settle   recipes for random rows alone, on validation images
+    pictures -> courses, vectors -> scores -> choose -> settle   settings of our defaults, on validation images
+    scores, recipes, settings -> run -> merge   trainings on the test split, once
 
-Run: python -m benchmarks.pruning_images FILE [--stage tune|run] [--vectors FILE.npy]. `tune` tries recipes for random
-rows alone on a tenth of the training rows held out. A finished row is not measured again, so a long table comes of
-several short calls. Vectors are float32 (all rows, dim) in the file's order; without them no prototypes.
+Run: python -m benchmarks.pruning_images STAGE --work FOLDER [--file FILE.parquet] [--shard 0/2] ... Each stage reads
+what the ones before left in the folder. `--shard i/n` takes every n-th training, so that n processes, one a GPU, share
+a stage; each needs its own BENCHMARK_RESULTS below the folder, named results-*. A finished row is not measured again
+by any of them. `ssl_encoder` writes vectors-simclr.npy, `vectors` those of a folder of weights. Validation images are a
+tenth of the training split, and no choice sees the test split.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import json
+import os
 import time
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.common import finished, record, table
+from benchmarks import image_scores, image_tables
+from benchmarks.common import record
+from benchmarks.image_plans import BY_VECTORS, FEW, FRACTIONS, METHODS, OURS, candidates, chosen, setting_of
 from datapipe.proof.images import ImageRecipe, ImageTrainer
 from datapipe.proof.statistics import worst_class
+from datapipe.storage.digest import digest_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
     from numpy.typing import NDArray
 
-    from datapipe.storage.arrays import Float32, Int64
+    from datapipe.storage.arrays import Int64
 
-NAME, TUNING = "pruning_images", "pruning_images_tuning"
-FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
-PRESETS = {
-    "random": ("random", "el2n"),
-    "el2n": ("sorscher_hard", "el2n"),
-    "ccs": ("ccs", "aum"),
-    "dual": ("dual", "dual"),
-    "prototypes_hard": ("sorscher_hard", "prototypes"),
-    "prototypes_easy": ("sorscher_easy", "prototypes"),
-    "default_label_free": ("default_label_free", "pseudo_label_aum"),
-    "default_labels": ("default_labels", "aum"),
-}
-"""Method slug: preset of the selection engine, score that it reads."""
-LABEL_FREE = ("random", "prototypes_hard", "prototypes_easy", "default_label_free")
-"""Their strata never come from labels."""
-ROUNDS = 30
+CLASSES = 10
 RAW_SIDE = 28
-TRIED = tuple((rate, steps) for steps in (500, 1000, 2000) for rate in (0.05, 0.1, 0.2, 0.4))
+COURSES = 3
+CHOICE_SEEDS = 2
+MAIN = "simclr"
+"""Encoder whose rows hold the methods that read no vectors."""
+RATES = (0.3, 0.6, 1.2)
+VIEWS = ((2, 0), (2, 8), (4, 12))
+"""Greatest shift of the crop and side of the blanked square that are tried."""
+LENGTHS = ((500, 512), (2000, 512), (2000, 256))
+"""Steps and rows of a batch that are tried beside those of the recipe, for the record."""
+EARLY = ((0.05, 0.1), (0.3, 0.5), (0.2, 0.7, 0.9))
+"""Fractions in the order in which they are measured: the table is useful before it is whole."""
+WORTH = 1.25
+"""Times by which compiling must be faster, for each process pays a minute for it."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training to measure.
+
+    Attributes:
+        config: What decides it.
+        rows: Gives the rows to learn from.
+        told: What else its row says.
+    """
+
+    config: dict[str, Any]
+    rows: Callable[[], Int64]
+    told: dict[str, Any] = field(default_factory=dict)
 
 
 def main() -> None:
-    """Measure what is missing until the time is up, then print the table."""
+    """Do one stage, as far as the time allows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--stage", choices=("tune", "run"), default="run")
-    parser.add_argument("--vectors", type=Path)
-    parser.add_argument("--pseudo-label-aum", type=Path, help="Scores of all rows, float32, in the file's order.")
+    stages = {each.__name__: each for each in (pictures, speed, tune, courses, vectors, scores, choose, settle, run)}
+    parser.add_argument("stage", choices=(*stages, "merge"))
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--file", type=Path)
+    parser.add_argument("--rows", type=int, help="Training images, evenly taken; for a rehearsal.")
+    parser.add_argument("--model", type=Path, help="Folder of a vision model, for `vectors`.")
+    parser.add_argument("--encoder", default=MAIN)
+    parser.add_argument("--shard", default="0/1")
     parser.add_argument("--limit-seconds", type=float, default=550.0)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--lanes", type=int, default=0, help="0 takes what `speed` found.")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--fractions", default=",".join(map(str, FRACTIONS)))
-    for name in ("steps", "batch_rows", "width", "learning_rate"):
-        default = getattr(ImageRecipe(), name)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    for name in ("steps", "batch_rows", "width"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(ImageRecipe(), name))
     options = parser.parse_args()
     options.deadline = time.perf_counter() + options.limit_seconds
     options.fractions = [float(each) for each in options.fractions.split(",")]
-    (tune if options.stage == "tune" else run)(options)
-
-
-def tune(options: argparse.Namespace) -> None:
-    """Try recipes for random rows alone, on a validation part of the training rows."""
-    images, labels, held = load(options.file)
-    train = np.random.Generator(np.random.Philox(7)).permutation(np.flatnonzero(~held))
-    validation, train = train[: len(train) // 10], np.sort(train[len(train) // 10 :])
-    for fraction in options.fractions:
-        rows = train[_shuffled(len(train), 0)[: round(fraction * len(train))]]
-        for rate, steps in TRIED:
-            recipe = _recipe(options, learning_rate=rate, steps=steps)
-            config = {"dataset": options.file.stem, "fraction": fraction, "recipe": asdict(recipe)}
-            if finished(TUNING, config) or time.perf_counter() > options.deadline:
-                continue
-            trainer = ImageTrainer(images, labels, images[validation], classes=10, recipe=recipe, device=options.device)
-            row = _measured(trainer, rows, labels[validation], seed=0)
-            record(TUNING, {"learning_rate": rate, "steps": steps, **row}, config)
-    print(table(TUNING, ["dataset", "fraction", "steps", "learning_rate", "accuracy", "seconds"]))
-
-
-def run(options: argparse.Namespace) -> None:
-    """Train on what each method keeps; the fraction and method with the fewest rows left come first."""
-    images, labels, held = load(options.file)
-    train, test = np.flatnonzero(~held), np.flatnonzero(held)
-    recipe = _recipe(options)
-    trainer = ImageTrainer(images[train], labels[train], images[test], classes=10, recipe=recipe, device=options.device)
+    options.work.mkdir(parents=True, exist_ok=True)
+    if options.stage == "merge":
+        image_tables.merge(options.work, main_encoder=MAIN)
+        return
     started = time.perf_counter()
-    scores = course_scores(trainer, labels[train])
-    if options.vectors is not None:
-        scores["prototypes"] = prototype_scores(np.load(options.vectors)[train])
-    if options.pseudo_label_aum is not None:
-        scores["pseudo_label_aum"] = np.load(options.pseudo_label_aum)[train]
-    scoring = time.perf_counter() - started
-    methods = [method for method, (_, score) in PRESETS.items() if score in scores]
-    wanted = [("full", 1.0), *((method, fraction) for fraction in options.fractions for method in methods)]
-    for seed in range(options.seeds):
-        for method, fraction in wanted:
-            config = {
-                "dataset": options.file.stem,
-                "encoder": options.vectors.stem if options.vectors is not None else "none",
-                "fraction": fraction,
-                "method": method,
-                "seed": seed,
-                "recipe": asdict(recipe),
-            }
-            if finished(NAME, config) or time.perf_counter() > options.deadline:
-                continue
-            rows = chosen(method, scores, labels[train], fraction=fraction, seed=seed)
-            row = _measured(trainer, rows, labels[test], seed=seed)
-            record(NAME, {"rows": len(rows), "scoring_seconds": scoring, **row}, config)
-    print(table(NAME, ["dataset", "encoder", "fraction", "method", "seed", "accuracy", "worst_class", "seconds"]))
+    stages[options.stage](options)
+    print(f"{options.stage} {options.encoder} {options.shard}: {time.perf_counter() - started:.1f} s", flush=True)
+
+
+def pictures(options: argparse.Namespace) -> None:
+    """Decode the images once."""
+    images, labels, held = load(options.file)
+    if options.rows is not None:
+        some = [np.flatnonzero(held == side) for side in (False, True)]
+        some = [rows[:: max(1, len(rows) // count)] for rows, count in zip(some, (options.rows, 500), strict=True)]
+        kept = np.concatenate(some)
+        images, labels, held = images[kept], labels[kept], held[kept]
+    for name, array in (("images", images), ("labels", labels), ("held", held)):
+        np.save(options.work / f"{name}.npy", array)
+    (options.work / "name").write_text(options.file.stem, encoding="utf-8")
 
 
 def load(file: Path) -> tuple[NDArray[np.uint8], Int64, NDArray[np.bool_]]:
@@ -136,79 +131,285 @@ def load(file: Path) -> tuple[NDArray[np.uint8], Int64, NDArray[np.bool_]]:
     return images, rows["label"].to_numpy().astype(np.int64), np.array(rows["split"].to_pylist()) == "test"
 
 
-def course_scores(trainer: ImageTrainer, labels: Int64) -> dict[str, Float32]:
-    """el2n, aum and dual of one training on all rows, watched `ROUNDS` times; higher is harder."""
-    from datapipe.metrics.dynamics import aum, dual, el2n
-
-    at = np.arange(len(labels))
-    probability, margin, error = ([] for _ in range(3))
-
-    def watch(_: int, found: Float32) -> None:
-        own = found[at, labels]
-        others = found.copy()
-        others[at, labels] = -1.0
-        probability.append(own)
-        margin.append(own - others.max(1))
-        error.append(np.sqrt(np.maximum(0.0, np.square(found).sum(1) - 2 * own + 1)))
-
-    trainer.train(at, seed=1000, watch=watch, rounds=ROUNDS)
-    return {"el2n": el2n(np.stack(error)), "aum": aum(np.stack(margin)), "dual": dual(np.stack(probability))}
-
-
-def prototype_scores(vectors: Float32, *, prototypes: int = 10) -> Float32:
-    """One minus the cosine to the nearest of k spherical centroids (Sorscher et al. 2022), scikit-learn's k-means."""
-    from sklearn.cluster import KMeans
-
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    centres = KMeans(prototypes, n_init=3, random_state=0).fit(unit).cluster_centers_
-    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    distance: Float32 = (1 - (unit @ centres.T).max(1)).astype(np.float32)
-    return distance
+def speed(options: argparse.Namespace) -> None:
+    """Seconds of a training by lanes, and with a compiled network; the best goes to speed.json."""
+    images, labels, held = _opened(options)
+    train = np.flatnonzero(~held)
+    found: dict[tuple[int, bool], float] = {}
+    for lanes, compiled in ((1, False), (2, False), (3, False), (1, True), (2, True)):
+        if time.perf_counter() > options.deadline or ((lanes, compiled) == (2, True) and not _worth(found)):
+            continue
+        data = (images, labels, train, np.flatnonzero(held))
+        trainer = _trainer(options, data, _recipe(options), lanes=lanes, compiled=compiled)
+        arms = [np.arange(len(train))] * lanes
+        try:
+            trainer.train_many(arms, range(lanes))
+            started = time.perf_counter()
+            trainer.train_many(arms, range(lanes))
+        except Exception as error:  # noqa: BLE001 - a way that fails here is one not taken
+            print(f"lanes {lanes}, compiled {compiled}: {type(error).__name__}: {error}"[:600], flush=True)
+            continue
+        found[lanes, compiled] = (time.perf_counter() - started) / lanes
+        print(f"lanes {lanes}, compiled {compiled}: {found[lanes, compiled]:.3f} s a training", flush=True)
+    plain = {key: value for key, value in found.items() if not key[1]}
+    best = min(plain, key=lambda key: plain[key])
+    if _worth(found):
+        best = min(found, key=lambda key: found[key])
+    told = {"lanes": best[0], "compiled": best[1], "seconds": {f"{a} {b}": value for (a, b), value in found.items()}}
+    (options.work / "speed.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
 
 
-def chosen(method: str, scores: dict[str, Float32], labels: Int64, *, fraction: float, seed: int) -> Int64:
-    """Rows that a method keeps, by the selection engine; random draws anew with each seed, the others but for ties."""
-    from datapipe.selection.budget import Budget
-    from datapipe.selection.engine import select
-    from datapipe.selection.plan import Plan
-    from datapipe.selection.presets import get_preset
-    from datapipe.selection.result import ScoreBatch
-
-    if method == "full":
-        return np.arange(len(labels))
-    preset, score = PRESETS[method]
-    plan = get_preset(preset).plan(fraction)
-    if method in LABEL_FREE and plan.strata == "group":
-        plan = Plan(order=plan.order, trim_hard=plan.trim_hard, trim_easy=plan.trim_easy, mix_random=plan.mix_random)
-    ids = np.stack([np.zeros(len(labels), np.uint64), np.arange(len(labels), dtype=np.uint64)], 1)
-    batch = ScoreBatch(ids=ids, scores=scores[score], groups=labels.astype(np.int32))
-    groups = [str(each) for each in range(int(labels.max()) + 1)] if plan.strata == "group" else []
-    budget = Budget(fraction=fraction)
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        select(lambda: iter([batch]), plan, budget, seed=seed, scratch=Path(scratch), groups=groups) as found,
-    ):
-        kept = np.concatenate([part["kept"].to_numpy() for part in found])
-    return np.flatnonzero(kept)
+def tune(options: argparse.Namespace) -> None:
+    """Try recipes for random rows alone, on the validation images."""
+    images, labels, held = _opened(options)
+    part, validation = _parts(held)
+    base = _recipe(options)
+    recipes = [replace(base, shift=shift, cutout=cutout) for shift, cutout in VIEWS]
+    recipes += [replace(base, steps=steps, batch_rows=rows) for steps, rows in LENGTHS if options.steps > 100]
+    for recipe in recipes:
+        rates = RATES if (recipe.steps, recipe.batch_rows) == (base.steps, base.batch_rows) else (0.6,)
+        tasks = []
+        for fraction in (*options.fractions, 1.0):
+            rows = _shuffled(len(part), 0)[: round(fraction * len(part))]
+            for rate in rates:
+                tried = {**asdict(recipe), "learning_rate": rate}
+                config = {"dataset": _name(options), "fraction": fraction, "recipe": tried, "seed": 0}
+                tasks.append(Task(config, partial(np.sort, rows)))
+        _measure("pruning_images_tuning", tasks, recipe, options, (images, labels, part, validation))
 
 
-def _measured(trainer: ImageTrainer, rows: Int64, truth: Int64, *, seed: int) -> dict[str, Any]:
-    started = time.perf_counter()
-    predicted = trainer.train(rows, seed=seed)
-    return {
-        "accuracy": 100 * float((predicted == truth).mean()),
-        "worst_class": 100 * worst_class(predicted, truth, classes=10),
-        "seconds": time.perf_counter() - started,
+def courses(options: argparse.Namespace) -> None:
+    """Scores of short trainings, of all training images and of those without the validation images."""
+    images, labels, held = _opened(options)
+    part, _ = _parts(held)
+    for name, rows in (("train", np.flatnonzero(~held)), ("part", part)):
+        started = time.perf_counter()
+        data = (images, labels, rows, np.flatnonzero(held))
+        trainer = _trainer(options, data, _recipe(options), lanes=1)
+        found = image_scores.courses(trainer, labels[rows], trainings=COURSES)
+        seconds = dict.fromkeys(found, time.perf_counter() - started)
+        image_scores.save(options.work / "scores" / name, found, seconds)
+
+
+def vectors(options: argparse.Namespace) -> None:
+    """Vectors of all images by a vision model, in the file's order."""
+    from PIL import Image
+
+    from datapipe.workers import ImageItem, LocalWorker, ModelSpec
+
+    images, _, _ = _opened(options)
+    items = [ImageItem(_png(Image.fromarray(each.squeeze()).convert("RGB"))) for each in images]
+    spec = ModelSpec(name=options.encoder, source=str(options.model), task="embed_image")
+    with LocalWorker([spec], device=options.device) as worker:
+        results = worker.run("embed_image", items, model=options.encoder)
+    found = np.stack([result.vector for result in results]).astype(np.float32)
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    np.save(options.work / f"vectors-{options.encoder}.npy", found)
+
+
+def scores(options: argparse.Namespace) -> None:
+    """Scores of an encoder's vectors, of all training images and of those without the validation images."""
+    _, _, held = _opened(options)
+    whole = np.load(options.work / f"vectors-{options.encoder}.npy")
+    part, _ = _parts(held)
+    for name, rows in (("train", np.flatnonzero(~held)), ("part", part)):
+        found, clusters, seconds = image_scores.of_vectors(
+            whole[rows], classes=CLASSES, threads=len(os.sched_getaffinity(0))
+        )
+        image_scores.save(options.work / "scores" / name, found, seconds, prefix=f"{options.encoder}.")
+        np.save(options.work / "scores" / name / f"{options.encoder}.cluster.npy", clusters)
+        print(name, {key: round(value, 1) for key, value in seconds.items()}, flush=True)
+
+
+def choose(options: argparse.Namespace) -> None:
+    """Measure the candidates of our defaults on the validation images."""
+    images, labels, held = _opened(options)
+    part, validation = _parts(held)
+    found, groups, _ = image_scores.read(options.work / "scores" / "part", options.encoder)
+    groups = {**groups, "label": labels[part].astype(np.int32)}
+    for fraction in _in_order(options.fractions):
+        recipe, tasks = _frozen(options, fraction), []
+        for choice in OURS.values():
+            for name, setting in candidates(fraction, choice).items():
+                for seed in range(CHOICE_SEEDS if fraction <= FEW else 1):
+                    config = {
+                        "dataset": _name(options),
+                        "encoder": options.encoder,
+                        "fraction": fraction,
+                        "choice": choice,
+                        "candidate": name,
+                        "seed": seed,
+                        "setting": setting.as_dict(),
+                        "recipe": asdict(recipe),
+                    }
+                    rows = partial(chosen, setting, found, groups, fraction=fraction, seed=seed)
+                    tasks.append(Task(config, rows))
+        _measure("pruning_images_choice", tasks, recipe, options, (images, labels, part, validation))
+
+
+def settle(options: argparse.Namespace) -> None:
+    """Freeze the best recipe of each fraction, and then the best setting of our defaults."""
+    image_tables.settle(options.work)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train on what each method keeps, and look at the test split."""
+    images, labels, held = _opened(options)
+    train, test = np.flatnonzero(~held), np.flatnonzero(held)
+    found, groups, seconds = image_scores.read(options.work / "scores" / "train", options.encoder)
+    groups = {**groups, "label": labels[train].astype(np.int32)}
+    ours = json.loads((options.work / "settings.json").read_text(encoding="utf-8"))
+    methods = METHODS if options.encoder == MAIN else BY_VECTORS
+    for fraction in (*([1.0] if options.encoder == MAIN else []), *_in_order(options.fractions)):
+        recipe, tasks = _frozen(options, fraction), []
+        for seed in range(options.seeds):
+            for method in methods if fraction < 1 else ("full",):
+                setting = setting_of(method, fraction, ours) if fraction < 1 else None
+                config = {
+                    "dataset": _name(options),
+                    "encoder": options.encoder,
+                    "fraction": fraction,
+                    "method": method,
+                    "seed": seed,
+                    "recipe": asdict(recipe),
+                    "setting": setting.as_dict() if setting is not None else None,
+                }
+                cost = seconds.get(setting.score, 0.0) if setting is not None and method != "random" else 0.0
+                rows = partial(np.arange, len(train))
+                if setting is not None:
+                    rows = partial(chosen, setting, found, groups, fraction=fraction, seed=seed)
+                tasks.append(Task(config, rows, {"scoring_seconds": cost}))
+        _measure("pruning_images", tasks, recipe, options, (images, labels, train, test))
+
+
+def _measure(
+    name: str,
+    tasks: Sequence[Task],
+    recipe: ImageRecipe,
+    options: argparse.Namespace,
+    data: tuple[NDArray[np.uint8], Int64, Int64, Int64],
+) -> None:
+    """Train this shard's tasks that no row tells of; their rows count from the first of the training rows."""
+    _, labels, _, test = data
+    shard, shards = (int(each) for each in options.shard.split("/"))
+    known = {row["digest"] for row in image_tables.rows_of(options.work, name)}
+    tasks = [task for task in tasks[shard::shards] if digest_of(task.config) not in known]
+    if not tasks or time.perf_counter() > options.deadline:
+        return
+    trainer = _trainer(options, data, recipe)
+    lanes = _fastest(options)[0]
+    with ThreadPoolExecutor(4) as pool:
+        # Rows are chosen on the host while the device trains on those before.
+        rows = [pool.submit(task.rows) for task in tasks]
+        for start in range(0, len(tasks), lanes):
+            some, arms = tasks[start : start + lanes], [each.result() for each in rows[start : start + lanes]]
+            started = time.perf_counter()
+            if started > options.deadline:
+                pool.shutdown(cancel_futures=True)
+                return
+            rates = [task.config["recipe"]["learning_rate"] for task in some]
+            predicted = trainer.train_many(arms, [task.config["seed"] for task in some], rates=rates)
+            took = (time.perf_counter() - started) / len(some)
+            for task, arm, own in zip(some, arms, predicted, strict=True):
+                row = {
+                    "rows": len(arm),
+                    "accuracy": 100 * float((own == labels[test]).mean()),
+                    "worst_class": 100 * worst_class(own, labels[test], classes=CLASSES),
+                    "seconds": took,
+                }
+                record(name, {**row, **task.told}, task.config)
+
+
+_last: dict[str, ImageTrainer] = {}
+"""The trainer in use: one of the same recipe, whatever its learning rate, need not be opened again."""
+
+
+def _trainer(
+    options: argparse.Namespace,
+    data: tuple[NDArray[np.uint8], Int64, Int64, Int64],
+    recipe: ImageRecipe,
+    *,
+    lanes: int | None = None,
+    compiled: bool | None = None,
+) -> ImageTrainer:
+    images, labels, train, test = data
+    fastest = _fastest(options)
+    ways = {
+        "lanes": fastest[0] if lanes is None else lanes,
+        "compiled": fastest[1] if compiled is None else compiled,
     }
+    key = digest_of({"recipe": asdict(replace(recipe, learning_rate=1.0)), "rows": len(train), **ways})
+    if key not in _last:
+        _last.clear()
+        _last[key] = ImageTrainer(
+            images[train],
+            labels[train],
+            images[test],
+            classes=CLASSES,
+            recipe=recipe,
+            device=options.device,
+            **ways,  # type: ignore[arg-type]
+        )
+    return _last[key]
+
+
+def _opened(options: argparse.Namespace) -> tuple[NDArray[np.uint8], Int64, NDArray[np.bool_]]:
+    images, labels, held = (np.load(options.work / f"{name}.npy") for name in ("images", "labels", "held"))
+    return images, labels, held
+
+
+def _parts(held: NDArray[np.bool_]) -> tuple[Int64, Int64]:
+    """Training rows without the validation rows, and those."""
+    train = np.random.Generator(np.random.Philox(7)).permutation(np.flatnonzero(~held))
+    count = len(train) // 10
+    return np.sort(train[count:]), np.sort(train[:count])
+
+
+def _recipe(options: argparse.Namespace) -> ImageRecipe:
+    recipe = ImageRecipe(steps=options.steps, batch_rows=options.batch_rows, width=options.width)
+    # Clothes are shown upright and facing as they lie.
+    return recipe if "mnist" not in _name(options) else replace(recipe, cutout=6)
+
+
+def _frozen(options: argparse.Namespace, fraction: float) -> ImageRecipe:
+    """The recipe of a fraction, with the steps, batch and width of the command line."""
+    path = options.work / "recipes.json"
+    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return replace(_recipe(options), **told.get(str(fraction), {}))
+
+
+def _fastest(options: argparse.Namespace) -> tuple[int, bool]:
+    path = options.work / "speed.json"
+    if options.lanes or not path.is_file():
+        return max(1, options.lanes), False
+    told = json.loads(path.read_text(encoding="utf-8"))
+    return int(told["lanes"]), bool(told["compiled"])
+
+
+def _worth(found: dict[tuple[int, bool], float]) -> bool:
+    return (1, True) in found and found[1, False] > WORTH * found[1, True]
+
+
+def _in_order(fractions: Iterable[float]) -> list[float]:
+    wanted = list(fractions)
+    return [each for group in EARLY for each in group if each in wanted]
+
+
+def _png(image: Any) -> bytes:
+    import io
+
+    sink = io.BytesIO()
+    image.save(sink, "PNG", compress_level=1)
+    return sink.getvalue()
+
+
+def _name(options: argparse.Namespace) -> str:
+    name: str = (options.work / "name").read_text(encoding="utf-8")
+    return name
 
 
 def _shuffled(count: int, seed: int) -> Int64:
     return np.random.Generator(np.random.Philox(key=[seed, 2])).permutation(count)
-
-
-def _recipe(options: argparse.Namespace, **changed: Any) -> ImageRecipe:
-    given = {name: getattr(options, name) for name in ("steps", "batch_rows", "width", "learning_rate")}
-    return ImageRecipe(**{**given, **changed})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A small, fast ResNet for images of 28 to 64 pixels, trained from scratch with a fixed number of steps.
+"""A small, fast ResNet for images of 16 to 64 pixels, trained from scratch with a fixed number of steps.
 
-    uint8 images on the device -> flip, shifted crop, cutout -> ResNet-9 (channels last, bf16) -> SGD, EMA -> classes
+    arms, seeds -> lanes (`datapipe.proof.lane`) -> averaged networks -> class of each test image, int64
 
 The loop is of the kind that trains CIFAR-10 in seconds (Page 2018, "How to train your ResNet"; Jordan 2024, arXiv
 2404.00498): everything lies on the device, augmentation included, so that no loader is needed. Every arm gets the same
@@ -10,14 +10,14 @@ steps and batch. On a GPU the bits depend on its kernels; results are compared o
 
 from __future__ import annotations
 
-import copy
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from datapipe.errors import MetricError
-from datapipe.proof.heads import batches, check_arms
+from datapipe.proof.heads import check_arms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,13 +25,15 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from datapipe.proof.lane import Lane
     from datapipe.storage.arrays import Float32, Int64
 
     Watch = Callable[[int, Float32], None]
     """Called with the round and the probabilities of every training row, float32 (rows, classes)."""
 
 _PREDICTED_AT_ONCE = 2048
-_SMALLEST = 8
+_SMALLEST = 16
+_SAMPLE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,66 +46,41 @@ class ImageRecipe:
         learning_rate: Peak of the one-cycle schedule, for the mean loss of a batch.
         weight_decay: Of the weights of convolutions and of the head.
         momentum: Nesterov's.
+        bias_rate: Times the learning rate at which the shifts of batch norms learn.
         smoothing: Mass of the label that is spread over all classes.
-        width: Channels of the first block; 64 is ResNet-9.
+        width: Channels of the first stage.
         shift: Pixels of the random crop's greatest shift.
-        flip: Whether images are mirrored at random; not for digits or letters.
+        flip: Whether images are mirrored, every second time they are seen; not for digits or letters.
         cutout: Side of the square that is blanked, 0 for none.
         average: Decay of the weights' moving average a step; the average predicts.
     """
 
     steps: int = 1000
     batch_rows: int = 512
-    learning_rate: float = 0.4
-    weight_decay: float = 5e-4
-    momentum: float = 0.9
-    smoothing: float = 0.1
+    learning_rate: float = 0.6
+    weight_decay: float = 1.3e-3
+    momentum: float = 0.85
+    bias_rate: float = 64.0
+    smoothing: float = 0.2
     width: int = 64
-    shift: int = 4
+    shift: int = 2
     flip: bool = True
     cutout: int = 8
     average: float = 0.99
-
-
-def resnet9(channels: int, classes: int, *, width: int = 64) -> torch.nn.Module:
-    """ResNet-9: stem, three halving stages of 2, 4 and 8 widths with residual pairs in the first and last, a head."""
-    from torch import nn
-
-    def block(into: int, out: int, *, pool: bool = False) -> nn.Sequential:
-        layers = [nn.Conv2d(into, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
-        return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
-
-    class Residual(nn.Module):
-        def __init__(self, size: int) -> None:
-            super().__init__()
-            self.inner = nn.Sequential(block(size, size), block(size, size))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x + self.inner(x)  # type: ignore[no-any-return]
-
-    return nn.Sequential(
-        block(channels, width),
-        block(width, 2 * width, pool=True),
-        Residual(2 * width),
-        block(2 * width, 4 * width, pool=True),
-        block(4 * width, 8 * width, pool=True),
-        Residual(8 * width),
-        nn.AdaptiveMaxPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8 * width, classes),
-    )
 
 
 class ImageTrainer:
     """Images on a device, and trainings of the same recipe on parts of them.
 
     Args:
-        images: uint8 (rows, height, width, channels), at least 8 pixels a side.
+        images: uint8 (rows, height, width, channels), at least 16 pixels a side.
         labels: int64 (rows,) in [0, classes).
         test: uint8 (test rows, height, width, channels).
         classes: Their number.
         recipe: How to train.
         device: Where.
+        lanes: Networks that a GPU trains side by side, so that one fills the gaps of another.
+        compiled: Whether torch.compile fuses the network, after a minute; on a GPU only.
 
     Raises:
         MetricError: Images are not uint8 with four axes, or differ in shape between training and test.
@@ -118,6 +95,8 @@ class ImageTrainer:
         classes: int,
         recipe: ImageRecipe,
         device: str = "cpu",
+        lanes: int = 1,
+        compiled: bool = False,
     ) -> None:
         import torch
 
@@ -129,149 +108,110 @@ class ImageTrainer:
                 )
         if images.shape[1:] != test.shape[1:]:
             raise MetricError(f"training images have shape {images.shape[1:]}, test images {test.shape[1:]}")
-        self.recipe, self._classes = recipe, classes
+        self.recipe, self._classes, self._labels = recipe, classes, labels
         self._place = torch.device(device)
-        self._kind = torch.bfloat16 if self._place.type == "cuda" else torch.float32
-        self._labels = labels
-        whole = torch.from_numpy(images)
+        self._images, self._test = (torch.from_numpy(array).to(self._place) for array in (images, test))
         # A sample suffices for the channels' mean and spread, and bounds memory.
-        sample = whole[:: max(1, len(whole) // 4096)].float() / 255
-        self._mean = sample.mean((0, 1, 2)).to(self._place).view(1, -1, 1, 1)
-        self._spread = (sample.std((0, 1, 2)) + 1e-3).to(self._place).view(1, -1, 1, 1)
-        self._images, self._test = (self._load(array) for array in (images, test))
+        sample = self._images[:: max(1, len(images) // _SAMPLE)].float()
+        self._mean, self._spread = sample.mean((0, 1, 2)), sample.std((0, 1, 2)) + 0.25
+        self._lanes = self._open(lanes if self._place.type == "cuda" else 1, compiled=compiled)
 
-    def train(self, rows: Int64, *, seed: int, watch: Watch | None = None, rounds: int = 0) -> Int64:
+    def train(
+        self, rows: Int64, *, seed: int, labels: Int64 | None = None, watch: Watch | None = None, rounds: int = 0
+    ) -> Int64:
         """Train on some rows and return the predicted class of every test image, int64 (test rows,).
 
         Args:
             rows: Images to learn from.
             seed: Of weights, order and augmentation.
+            labels: Of all training images, in place of their own, int64 in [0, classes).
             watch: Is shown the probabilities of every training image at `rounds` equal parts of the steps.
             rounds: How often it is shown.
 
         Raises:
             MetricError: The rows have fewer than two classes.
         """
-        import torch
-
-        check_arms(self._labels, [rows], [seed])
-        with torch.random.fork_rng(devices=[self._place] if self._place.type == "cuda" else []):
-            torch.manual_seed(seed)
-            model = resnet9(self._images.shape[1], self._classes, width=self.recipe.width)
-            model = model.to(self._place, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            averaged = self._fit(model, rows, seed, watch, rounds)
-            predicted: Int64 = self._probabilities(averaged, self._test).argmax(1).astype(np.int64)
-            return predicted
-
-    def _load(self, images: NDArray[np.uint8]) -> torch.Tensor:
-        import torch
-
-        return torch.from_numpy(images).to(self._place).permute(0, 3, 1, 2)
-
-    def _fit(self, model: torch.nn.Module, rows: Int64, seed: int, watch: Watch | None, rounds: int) -> torch.nn.Module:
-        import torch
-
-        recipe = self.recipe
-        averaged = copy.deepcopy(model)
-        weights: list[torch.Tensor] = list(model.parameters())
-        velocity = [torch.zeros_like(weight) for weight in weights]
-        decays = [recipe.weight_decay if weight.ndim > 1 else 0.0 for weight in weights]
-        drawn = batches(rows, steps=recipe.steps, batch_rows=recipe.batch_rows, seed=seed)
-        labels = torch.tensor(self._labels, device=self._place)
-        shown = {-(-recipe.steps * (at + 1) // rounds) - 1: at for at in range(rounds)} if watch is not None else {}
-        for step in range(recipe.steps):
-            at = torch.from_numpy(drawn[step]).to(self._place, non_blocking=True)
-            model.train()
-            with torch.autocast(self._place.type, self._kind, enabled=self._place.type == "cuda"):
-                logits = model(self._augmented(at))
-            loss = torch.nn.functional.cross_entropy(logits.float(), labels[at], label_smoothing=recipe.smoothing)
-            slopes = torch.autograd.grad(loss, weights)
-            with torch.no_grad():
-                rate = recipe.learning_rate * one_cycle(step, recipe.steps)
-                self._move(weights, slopes, velocity, decays, rate)
-                # Early weights are forgotten sooner, so that short trainings are not averaged with their start.
-                _average(averaged, model, share=1.0 - min(recipe.average, (step + 1) / (step + 10)))
+        labels = self._labels if labels is None else labels
+        check_arms(labels, [rows], [seed])
+        steps, rounds = self.recipe.steps, rounds if watch is not None else 0
+        shown = {-(-steps * (at + 1) // rounds) - 1: at for at in range(rounds)}
+        lane = self._lanes[0]
+        lane.load(rows, labels, seed=seed)
+        for step in range(steps):
+            lane.step()
             if watch is not None and step in shown:
-                watch(shown[step], self._probabilities(model, self._images))
-        return averaged
+                lane.wait()
+                watch(shown[step], self._probabilities(lane.model, self._images))
+        lane.wait()
+        return self._predicted(lane)
 
-    def _move(
-        self,
-        weights: list[torch.Tensor],
-        slopes: Sequence[torch.Tensor],
-        velocity: list[torch.Tensor],
-        decays: list[float],
-        rate: float,
-    ) -> None:
-        """One step of SGD with Nesterov's momentum (Sutskever et al. 2013)."""
-        import torch
+    def train_many(self, arms: Sequence[Int64], seeds: Sequence[int], *, rates: Sequence[float] | None = None) -> Int64:
+        """Train once an arm, as many at a time as there are lanes; the predictions, int64 (arms, test rows).
 
-        momentum = self.recipe.momentum
-        decayed = torch._foreach_add(list(slopes), torch._foreach_mul(weights, decays))  # noqa: SLF001
-        torch._foreach_mul_(velocity, momentum)
-        torch._foreach_add_(velocity, decayed)
-        torch._foreach_add_(decayed, velocity, alpha=momentum)
-        torch._foreach_add_(weights, decayed, alpha=-rate)
+        Args:
+            arms: Images to learn from, one array a training.
+            seeds: One a training.
+            rates: Peak learning rates, one a training, in place of the recipe's.
 
-    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
-        import torch
+        Raises:
+            MetricError: Rows have fewer than two classes, or seeds and arms differ in number.
+        """
+        check_arms(self._labels, arms, seeds)
+        found = []
+        for start in range(0, len(arms), len(self._lanes)):
+            busy = self._lanes[: len(arms) - start]
+            for place, lane in enumerate(busy, start):
+                rate = rates[place] if rates is not None else None
+                lane.load(arms[place], self._labels, seed=seeds[place], rate=rate)
+            for _ in range(self.recipe.steps):
+                for lane in busy:
+                    lane.step()
+            for lane in busy:
+                lane.wait()
+                found.append(self._predicted(lane))
+        return np.stack(found)
 
-        scaled = (images.float() / 255 - self._mean) / self._spread
-        return scaled.contiguous(memory_format=torch.channels_last)
-
-    def _augmented(self, rows: torch.Tensor) -> torch.Tensor:
+    def _open(self, count: int, *, compiled: bool) -> list[Lane]:
         import torch
         from torch.nn import functional
 
-        recipe, images = self.recipe, self._images[rows]
-        count, _, height, width = images.shape
-        shift = recipe.shift
-        draws: Any = {"device": self._place}
-        padded = functional.pad(images.float(), [shift] * 4, mode="reflect") if shift else images.float()
-        down, right = (torch.randint(0, 2 * shift + 1, (count, 1), **draws) for _ in range(2))
-        lines = torch.arange(height, **draws) + down
-        columns = torch.arange(width, **draws) + right
-        if recipe.flip:
-            mirrored = torch.rand(count, 1, **draws) < 0.5  # noqa: PLR2004 - a coin
-            columns = torch.where(mirrored, columns.flip(1), columns)
-        which = torch.arange(count, **draws)[:, None, None]
-        images = padded.permute(0, 2, 3, 1)[which, lines[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-        normal = self._normalised(images)
-        if recipe.cutout:
-            top = torch.randint(-recipe.cutout // 2, height - recipe.cutout // 2, (count, 1), **draws)
-            left = torch.randint(-recipe.cutout // 2, width - recipe.cutout // 2, (count, 1), **draws)
-            inside = [
-                (torch.arange(size, **draws) >= start) & (torch.arange(size, **draws) < start + recipe.cutout)
-                for size, start in ((height, top), (width, left))
-            ]
-            normal = normal.masked_fill((inside[0][:, :, None] & inside[1][:, None, :])[:, None], 0.0)
-        return normal
+        from datapipe.proof.lane import Lane
+
+        shift = self.recipe.shift
+        images = self._images.permute(0, 3, 1, 2)
+        if shift:
+            parts = (functional.pad(part.float(), [shift] * 4, mode="reflect") for part in torch.split(images, _SAMPLE))
+            images = torch.cat([part.to(torch.uint8) for part in parts])
+        padded = images.permute(0, 2, 3, 1).contiguous()
+        compiled = compiled and self._place.type == "cuda"
+        return [
+            Lane(padded, self._normalised, classes=self._classes, recipe=self.recipe, compiled=compiled)
+            for _ in range(count)
+        ]
+
+    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
+        """Float32 (rows, channels, height, width), channels last in memory, of (rows, height, width, channels)."""
+        return ((images.float() - self._mean) / self._spread).permute(0, 3, 1, 2)
+
+    def _predicted(self, lane: Lane) -> Int64:
+        predicted: Int64 = self._probabilities(lane.averaged, self._test).argmax(1).astype(np.int64)
+        return predicted
 
     def _probabilities(self, model: torch.nn.Module, images: torch.Tensor) -> Float32:
         import torch
 
+        on_gpu = self._place.type == "cuda"
+        narrow: Any = torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext()
         model.eval()
         found = []
-        with torch.inference_mode(), torch.autocast(self._place.type, self._kind, enabled=self._place.type == "cuda"):
-            for start in range(0, len(images), _PREDICTED_AT_ONCE):
-                part = self._normalised(images[start : start + _PREDICTED_AT_ONCE])
-                both = (
-                    model(part).float().softmax(1) + model(part.flip(3)).float().softmax(1)
-                    if self.recipe.flip
-                    else None
-                )
-                found.append(both / 2 if both is not None else model(part).float().softmax(1))
+        with torch.inference_mode(), narrow:
+            for part in torch.split(images, _PREDICTED_AT_ONCE):
+                seen = self._normalised(part)
+                views = (seen, seen.flip(3)) if self.recipe.flip else (seen,)
+                found.append(torch.stack([model(view).float().softmax(1) for view in views]).mean(0))
+        model.train()
         whole: Float32 = torch.cat(found).cpu().numpy()
         return whole
-
-
-def _average(averaged: torch.nn.Module, model: torch.nn.Module, *, share: float) -> None:
-    """Move the averaged network towards the trained one by a share; counters of batches are copied."""
-    for mean, now in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(now, share)
-        else:
-            mean.copy_(now)
 
 
 def one_cycle(step: int, steps: int, *, warm: float = 0.2) -> float:

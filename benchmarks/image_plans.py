@@ -1,0 +1,159 @@
+"""What each method of the image benchmark keeps, and the settings among which ours were chosen on validation images.
+
+method, fraction, scores -> Setting(score, plan, group) -> the selection engine -> rows
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datapipe.selection.plan import Plan
+from datapipe.selection.presets import get_preset
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from datapipe.storage.arrays import Float32, Int32, Int64
+
+FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+PRESETS = {
+    "random": ("random", "el2n"),
+    "el2n": ("sorscher_hard", "el2n"),
+    "ccs": ("ccs", "aum"),
+    "dual": ("dual", "dual"),
+    "prototypes_hard": ("sorscher_hard", "prototypes"),
+    "prototypes_easy": ("sorscher_easy", "prototypes"),
+}
+"""Method slug: preset of the selection engine, score that it reads."""
+OURS = {"default_label_free": "label_free", "default_labels": "labels"}
+"""Method slug: which choice on validation images it takes."""
+BY_VECTORS = ("prototypes_hard", "prototypes_easy", "default_label_free")
+"""Methods that read vectors and no labels: their strata are never classes, and each encoder has its rows."""
+SUPERVISED = ("el2n", "ccs", "dual", "default_labels")
+METHODS = (*PRESETS, *OURS)
+
+FEW = 0.1
+"""Fractions up to here have their windows looked for over the whole range."""
+_WINDOWS = (
+    (FEW, (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)),
+    (0.2, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)),
+    (0.5, (0.0, 0.1, 0.2, 0.3)),
+    (0.7, (0.0, 0.1, 0.2)),
+    (1.0, (0.0, 0.05)),
+)
+"""Greatest fraction kept, and parts of the hardest that are left out."""
+_MORE = (0.3, 0.5, 0.7)
+"""Windows that further scores are tried with where few rows are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How rows are chosen.
+
+    Attributes:
+        score: The score that the plan reads.
+        plan: What the engine does with it.
+        group: What its groups are, `label` or `cluster`, for strata "group".
+    """
+
+    score: str
+    plan: Plan
+    group: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+def setting_from(values: Mapping[str, Any]) -> Setting:
+    """Read back what `as_dict` gave, also from JSON."""
+    plan = dict(values["plan"])
+    plan["beta"] = tuple(plan["beta"]) if plan["beta"] else None
+    return Setting(score=values["score"], plan=Plan(**plan), group=values["group"])
+
+
+def setting_of(method: str, fraction: float, ours: Mapping[str, Mapping[str, Any]]) -> Setting:
+    """Return the setting of a method.
+
+    Args:
+        method: One of `METHODS`.
+        fraction: Of the rows that are kept.
+        ours: What `candidates` led to: by choice and by fraction as a string, settings as plain values.
+    """
+    if method in OURS:
+        return setting_from(ours[OURS[method]][str(fraction)])
+    name, score = PRESETS[method]
+    groups = () if method in BY_VECTORS else ("label",)
+    plan, group = get_preset(name).settings(fraction, groups=groups)
+    return Setting(score=score, plan=plan, group=group)
+
+
+def candidates(fraction: float, choice: str) -> dict[str, Setting]:
+    """Settings to choose from at a fraction, by name; the choice is `label_free` or `labels`."""
+    windows = next(starts for most, starts in _WINDOWS if fraction <= most)
+    more = _MORE if fraction <= FEW else windows[::2]
+    found = {}
+    if choice == "label_free":
+        found["random in clusters"] = Setting(
+            score="pseudo_label_aum", plan=Plan(order="random", strata="group", quota="equal"), group="cluster"
+        )
+        for start in windows:
+            plan = Plan(order="hard", trim_hard=start)
+            found[f"pseudo_label_aum from {start}"] = Setting(score="pseudo_label_aum", plan=plan)
+            if start in more:
+                balanced = replace(plan, strata="group", quota="fill", floor_ratio=0.9)
+                name = f"pseudo_label_aum from {start} in clusters"
+                found[name] = Setting(score="pseudo_label_aum", plan=balanced, group="cluster")
+                found[f"knn_density from {start}"] = Setting(score="knn_density", plan=plan)
+        found["coverage"] = Setting(score="coverage", plan=Plan(order="hard"))
+        return found
+    found["random in classes"] = Setting(score="aum", plan=Plan(order="random", strata="group"), group="label")
+    for start in windows:
+        plan = Plan(order="hard", trim_hard=start, strata="group", quota="fill")
+        found[f"aum from {start}"] = Setting(score="aum", plan=plan, group="label")
+        if start in more:
+            found[f"dual from {start}"] = Setting(score="dual", plan=plan, group="label")
+            spread = Plan(order="random", trim_hard=start, strata="score_width", quota="equal")
+            found[f"aum spread from {start}"] = Setting(score="aum", plan=spread)
+    return found
+
+
+def chosen(
+    setting: Setting, scores: Mapping[str, Float32], groups: Mapping[str, Int32], *, fraction: float, seed: int
+) -> Int64:
+    """Rows that a setting keeps, ascending; random orders draw anew with each seed, others break ties anew.
+
+    Args:
+        setting: How.
+        scores: By name, each float32 (rows,), higher is harder.
+        groups: `label` and, where there are vectors, `cluster`, each int32 (rows,).
+        fraction: Of the rows.
+        seed: Of the hash order.
+    """
+    from datapipe.selection.budget import Budget
+    from datapipe.selection.engine import select
+    from datapipe.selection.result import ScoreBatch
+
+    own = scores[setting.score]
+    ids = np.stack([np.zeros(len(own), np.uint64), np.arange(len(own), dtype=np.uint64)], 1)
+    codes = groups[setting.group] if setting.group is not None else None
+    names = [str(each) for each in range(int(codes.max()) + 1)] if codes is not None else []
+    batch = ScoreBatch(ids=ids, scores=own, groups=codes)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        select(
+            lambda: iter([batch]),
+            setting.plan,
+            Budget(fraction=fraction),
+            seed=seed,
+            scratch=Path(scratch),
+            groups=names,
+        ) as found,
+    ):
+        kept = np.concatenate([part["kept"].to_numpy() for part in found])
+    return np.flatnonzero(kept)

@@ -1,0 +1,154 @@
+"""What the rows of the image benchmark come to: recipes, settings, means with intervals, and gaps closed.
+
+FOLDER/results-*/NAME.json -> settle -> recipes.json, settings.json
+-> merge -> results/pruning_images*.json, _means, _gaps
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import common
+from benchmarks.image_plans import BY_VECTORS, METHODS, SUPERVISED
+from datapipe.proof.statistics import compare_unpaired, interval
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Row = dict[str, Any]
+
+RAW = ("pruning_images_tuning", "pruning_images_choice", "pruning_images")
+_TUNED = ("learning_rate", "shift", "cutout")
+
+
+def rows_of(work: Path, name: str) -> list[Row]:
+    """Rows of all processes that shared a stage."""
+    found: dict[str, Row] = {}
+    for path in sorted(work.glob(f"results-*/{name}.json")):
+        found |= {row["digest"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+    return list(found.values())
+
+
+def settle(work: Path) -> None:
+    """Write the best recipe of each fraction for random rows, and the best settings; both by validation images."""
+    tuned: dict[float, list[Row]] = defaultdict(list)
+    for row in rows_of(work, "pruning_images_tuning"):
+        tuned[row["fraction"]].append(row)
+    recipes = {}
+    for fraction, rows in sorted(tuned.items()):
+        usual = rows[0]["recipe"]["steps"], rows[0]["recipe"]["batch_rows"]
+        same = [row for row in rows if (row["recipe"]["steps"], row["recipe"]["batch_rows"]) == usual]
+        best = max(same, key=lambda row: row["accuracy"])
+        recipes[str(fraction)] = {name: best["recipe"][name] for name in _TUNED}
+        print(f"kept {fraction}: {recipes[str(fraction)]}, {best['accuracy']:.2f} %")
+    if recipes:
+        (work / "recipes.json").write_text(json.dumps(recipes) + "\n", encoding="utf-8")
+    tried: dict[tuple[str, float, str], list[Row]] = defaultdict(list)
+    for row in rows_of(work, "pruning_images_choice"):
+        tried[row["choice"], row["fraction"], row["candidate"]].append(row)
+    best_of: dict[str, dict[str, Row]] = defaultdict(dict)
+    scores = {key: _mean([row["accuracy"] for row in rows]) for key, rows in tried.items()}
+    for choice, fraction, candidate in sorted(scores, key=lambda key: scores[key]):
+        best_of[choice][str(fraction)] = tried[choice, fraction, candidate][0]["setting"]
+        print(f"{choice}, kept {fraction}: {candidate}, {scores[choice, fraction, candidate]:.2f} %")
+    if best_of:
+        (work / "settings.json").write_text(json.dumps(best_of) + "\n", encoding="utf-8")
+
+
+def merge(work: Path, *, main_encoder: str) -> None:
+    """Bring the rows of all processes into the results, and write means and gaps anew."""
+    for name in RAW:
+        known = {row["digest"]: row for row in common.rows(name)} | {row["digest"]: row for row in rows_of(work, name)}
+        rows = list(known.values())
+        if name == "pruning_images":
+            rows = _shared(rows, main_encoder)
+        _write(name, rows)
+    rows = common.rows("pruning_images")
+    _write("pruning_images_means", means(rows))
+    _write("pruning_images_gaps", gaps(rows))
+    for name in ("pruning_images_means", "pruning_images_gaps"):
+        print(common.table(name))
+
+
+def means(rows: list[Row]) -> list[Row]:
+    """A row an encoder and method: mean accuracy at each fraction and half of its 95 % interval, in percent."""
+    found = []
+    for (dataset, encoder, method), own in _by_method(rows).items():
+        row: Row = {"dataset": dataset, "encoder": encoder, "method": method}
+        for fraction, accuracies in sorted(own.items()):
+            known = interval(accuracies)
+            half = f" ± {known.high - known.mean:.2f}" if len(accuracies) > 1 else ""
+            row[f"kept_{round(100 * fraction)}"] = f"{known.mean:.2f}{half}"
+        found.append(row)
+    return found
+
+
+def gaps(rows: list[Row]) -> list[Row]:
+    """Each method against random by Welch's interval, and its part of the gap from random to the best with labels."""
+    found = []
+    grouped = _by_method(rows)
+    for (dataset, encoder, method), own in grouped.items():
+        if method in {"random", "full"}:
+            continue
+        for fraction, accuracies in sorted(own.items()):
+            random = grouped.get((dataset, encoder, "random"), {}).get(fraction)
+            if random is None:
+                continue
+            told = compare_unpaired(accuracies, random)
+            rivals = {
+                rival: _mean(values[fraction])
+                for (set_, _, rival), values in grouped.items()
+                if set_ == dataset and rival in SUPERVISED and fraction in values
+            }
+            best = max(rivals, key=lambda name: rivals[name], default=None)
+            gap = rivals[best] - _mean(random) if best is not None else None
+            closed = told.difference.mean / gap if gap is not None and gap > 0 else None
+            found.append(
+                {
+                    "dataset": dataset,
+                    "encoder": encoder,
+                    "fraction": fraction,
+                    "method": method,
+                    "minus_random": told.difference.mean,
+                    "low": told.difference.low,
+                    "high": told.difference.high,
+                    "verdict": told.verdict,
+                    "best_with_labels": best,
+                    "gap": gap,
+                    "gap_closed": closed,
+                }
+            )
+    return found
+
+
+def _by_method(rows: list[Row]) -> dict[tuple[str, str, str], dict[float, list[float]]]:
+    order = {method: place for place, method in enumerate((*METHODS, "full"))}
+    found: dict[tuple[str, str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in sorted(rows, key=lambda row: (row["dataset"], row["encoder"], order[row["method"]], row["seed"])):
+        found[row["dataset"], row["encoder"], row["method"]][row["fraction"]].append(row["accuracy"])
+    return found
+
+
+def _shared(rows: list[Row], main_encoder: str) -> list[Row]:
+    """Give each further encoder the rows of methods that read no vectors: the trainings are the same."""
+    own = [row for row in rows if "trained_as" not in row]
+    further = sorted({row["encoder"] for row in own} - {main_encoder})
+    same = [row for row in own if row["encoder"] == main_encoder and row["method"] not in BY_VECTORS]
+    copies = [
+        {**row, "encoder": encoder, "trained_as": main_encoder, "digest": f"{encoder}-{row['digest']}"}
+        for encoder in further
+        for row in same
+    ]
+    return own + copies
+
+
+def _write(name: str, rows: list[Row]) -> None:
+    common.RESULTS.mkdir(parents=True, exist_ok=True)
+    content = json.dumps({"name": name, "rows": rows}, indent=1, ensure_ascii=False)
+    (common.RESULTS / f"{name}.json").write_text(content + "\n", encoding="utf-8")
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -7,6 +7,7 @@ FOLDER/results-*/NAME.json -> settle -> recipes.json, settings.json
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -105,21 +106,12 @@ def gaps(rows: list[Row]) -> list[Row]:
             best = max(rivals, key=lambda name: rivals[name], default=None)
             gap = rivals[best] - _mean(random) if best is not None else None
             closed = told.difference.mean / gap if gap is not None and gap > 0 else None
-            found.append(
-                {
-                    "dataset": dataset,
-                    "encoder": encoder,
-                    "fraction": fraction,
-                    "method": method,
-                    "minus_random": told.difference.mean,
-                    "low": told.difference.low,
-                    "high": told.difference.high,
-                    "verdict": told.verdict,
-                    "best_with_labels": best,
-                    "gap": gap,
-                    "gap_closed": closed,
-                }
-            )
+            half = told.difference.high - told.difference.mean
+            row: Row = {"dataset": dataset, "encoder": encoder, "fraction": fraction, "method": method}
+            row |= {"minus_random": told.difference.mean, "verdict": told.verdict}
+            # One training has no interval, and JSON no infinity.
+            row |= {"half_width": half if math.isfinite(half) else None}
+            found.append(row | {"best_with_labels": best, "gap": gap, "gap_closed": closed})
     return found
 
 

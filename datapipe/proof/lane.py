@@ -71,7 +71,9 @@ class Lane:
         if compiled:
             self._loss = torch.compile(self._plain_loss, dynamic=False)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._stream: Any = torch.cuda.Stream(self._place) if self._place.type == "cuda" else None
+        self._stream: Any = None
+        if self._place.type == "cuda":
+            self._stream = torch.cuda.Stream(self._place)  # type: ignore[no-untyped-call]
 
     def load(self, rows: Int64, labels: Int64, *, seed: int, rate: float | None = None) -> None:
         """Set up a training: fresh weights, and what every step will do.

@@ -12,13 +12,14 @@ from rich.markup import escape
 from typer import Argument, Option
 
 
-def prove_command(  # noqa: PLR0913 - an option each
+def prove_command(  # noqa: PLR0913, PLR0917 - an option each
     run: Annotated[Path, Argument(help="Folder of a finished run that was given --label-column.")],
     test: Annotated[
         Path, Option(help="Labelled rows from outside the run; kept rows were chosen with a view to all rows of it.")
     ],
     label_column: Annotated[str | None, Option(help="Labels of the test file; default: the run's column.")] = None,
     text_column: Annotated[str | None, Option(help="Texts of the test file; default: the run's column.")] = None,
+    image_column: Annotated[str | None, Option(help="Images of the test file; default: the run's column.")] = None,
     seeds: Annotated[int, Option(help="Trainings an arm, at least 2; fewer make wider intervals.")] = 5,
     steps: Annotated[int, Option(help="Updates of every training, whatever the number of rows.")] = 1000,
     batch_rows: Annotated[int, Option(help="Rows of an update.")] = 128,
@@ -37,6 +38,7 @@ def prove_command(  # noqa: PLR0913 - an option each
         test,
         label_column=label_column,
         text_column=text_column,
+        image_column=image_column,
         seeds=seeds,
         steps=steps,
         batch_rows=batch_rows,

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datapipe.errors import ColumnError, ConfigError, MetricError
+from datapipe.errors import ColumnError, ConfigError, MetricError, SourceError
 from datapipe.selection.result import REASONS
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping, Sequence
 
     import pyarrow as pa
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from datapipe.storage.arrays import Bool, Float32
 
 VECTOR = "vector"
+_AT_ONCE = 4096  # rows embedded in one call
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,21 +73,52 @@ def read_rows(result: CurateResult) -> RunRows:
     return RunRows(vectors=vectors, labels=labels, kept=kept, pool=pool)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ContentColumn:
+    """What the test file calls the column that the run embedded; None for the run's own name.
+
+    Attributes:
+        text: Of a run over texts.
+        image: Of a run over images.
+    """
+
+    text: str | None = None
+    image: str | None = None
+
+    def of(self, columns: Mapping[str, str | None]) -> tuple[str, str]:
+        """The kind (`vector`, `image` or `text`) of the run and the column of the test file.
+
+        Args:
+            columns: The run's columns by role.
+
+        Raises:
+            ConfigError: A column is named that this run did not embed.
+        """
+        kind = next(kind for kind in ("vector", "image", "text") if columns.get(kind) is not None)
+        for other, name in (("text", self.text), ("image", self.image)):
+            if name is not None and other != kind:
+                told = f"came with its source in {columns['vector']!r}" if kind == "vector" else f"are of its {kind}s"
+                raise ConfigError(
+                    f"--{other}-column does not fit: the run's vectors {told}, so the test file needs those"
+                )
+        return kind, str({"text": self.text, "image": self.image}.get(kind) or columns[kind])
+
+
 def read_test(
     result: CurateResult,
     test: str | os.PathLike[str],
     *,
     label_column: str | None,
-    text_column: str | None,
-    device: str | None,
+    content: ContentColumn,
+    device: str,
 ) -> HeldRows:
-    """Read and embed a test file with the model of the run.
+    """Read a test file, and embed it with the model of the run where that embedded its rows.
 
     Raises:
         ColumnError: It has no such columns.
-        ConfigError: The run's vectors came with its source, so that no model can embed the test texts.
+        ConfigError: A column is named that the run did not embed.
         MetricError: It has no rows.
-        SourceError: It cannot be read.
+        SourceError: It cannot be read, or an image of it cannot be used; names the row.
     """
     from datapipe.storage.source import scan
     from datapipe.storage.vectors import to_matrix
@@ -94,23 +127,30 @@ def read_test(
     present = frame.collect_schema().names()
     columns = result.manifest["columns"]
     label = label_column or columns["label"]
-    content = text_column or columns["vector"] or columns["text"]
-    for name, option in ((label, "--label-column"), (content, "--text-column")):
+    kind, column = content.of(columns)
+    for name, option in ((label, "--label-column"), (column, f"--{kind}-column")):
         if name not in present:
             raise ColumnError(f"the test file {test} has no column {name!r} ({option}); it has {', '.join(present)}")
-    table = frame.select(content, label).drop_nulls().collect().to_arrow()
+    if kind == "image":
+        keys, labels, vectors = _embed_images(result, str(test), column, label, device)
+        return HeldRows(vectors=vectors, labels=labels, warnings=_shared(result, kind, keys))
+    table = frame.select(column, label).drop_nulls().collect().to_arrow()
     if not table.num_rows:
-        raise MetricError(f"the test file {test} has no row with text and label")
-    labels: list[str | None] = [str(each) for each in table[label].to_pylist()]
-    if columns["vector"] is not None and text_column is None:
-        return HeldRows(vectors=to_matrix(table[content]), labels=labels, warnings=())
-    if columns["vector"] is not None:
-        raise ConfigError("the run's vectors came with its source: the test file needs vectors too, not --text-column")
-    texts = table[content].to_pylist()
-    known = _texts_of(result)
-    shared = sum(text in known for text in texts)
-    warnings = (f"{shared} of {len(texts)} test texts are also in the run.",) if shared else ()
-    return HeldRows(vectors=_embed(result, texts, device), labels=labels, warnings=warnings)
+        raise MetricError(f"the test file {test} has no row with {kind} and label")
+    told: list[str | None] = [str(each) for each in table[label].to_pylist()]
+    if kind == "vector":
+        return HeldRows(vectors=to_matrix(table[column]), labels=told, warnings=())
+    texts = table[column].to_pylist()
+    vectors = _embed_texts(result, texts, device)
+    return HeldRows(vectors=vectors, labels=told, warnings=_shared(result, kind, texts))
+
+
+def _shared(result: CurateResult, kind: str, keys: Sequence[str | bytes]) -> tuple[str, ...]:
+    """A warning where test rows are also in the run."""
+    tables = stage_output(result, "ingest").tables("rows", columns=[kind])
+    known = {key for table in tables for key in table[kind].to_pylist()}
+    shared = sum(key in known for key in keys)
+    return (f"{shared} of {len(keys)} test {kind}s are also in the run.",) if shared else ()
 
 
 def stage_output(result: CurateResult, name: str) -> StageOutput:
@@ -136,18 +176,49 @@ def _vectors_of(result: CurateResult) -> list[pa.Table]:
     raise ColumnError(f"the run {result.out} has no vectors: make it with a metric that embeds, such as prototypes")
 
 
-def _texts_of(result: CurateResult) -> set[str]:
-    tables = stage_output(result, "ingest").tables("rows", columns=["text"])
-    return {text for table in tables for text in table["text"].to_pylist()}
-
-
-def _embed(result: CurateResult, texts: list[str], device: str | None) -> Float32:
+def _embed_texts(result: CurateResult, texts: list[str], device: str) -> Float32:
     from datapipe.embedding.text import embed_texts
     from datapipe.stages.embedder import Embedder
 
-    embedder = Embedder(result.manifest["config"]["model"], device=device or "auto")
+    embedder = Embedder(result.manifest["config"]["model"], device=device)
     parts = [
-        embed_texts(embedder.worker(), texts[at : at + 4096], model=embedder.name).vectors
-        for at in range(0, len(texts), 4096)
+        embed_texts(embedder.worker(), texts[at : at + _AT_ONCE], model=embedder.name).vectors
+        for at in range(0, len(texts), _AT_ONCE)
     ]
     return np.concatenate(parts)
+
+
+def _embed_images(
+    result: CurateResult, test: str, column: str, label: str, device: str
+) -> tuple[list[bytes], list[str | None], Float32]:
+    """Content keys, labels and vectors of the rows with image and label."""
+    import pyarrow.compute as pc
+
+    from datapipe.embedding.image import embed_images
+    from datapipe.settings import Settings
+    from datapipe.stages.embedder import Embedder
+    from datapipe.stages.images import image_files
+    from datapipe.storage.source import open_source
+
+    settings = Settings()
+    source = open_source(test, limits=settings.limits.as_limits(), text_columns=(column,))
+    files = image_files(source, column, settings=settings)
+    embedder = Embedder(result.manifest["config"]["model"], device=device, task="embed_image")
+    keys: list[bytes] = []
+    labels: list[str | None] = []
+    vectors: list[Float32] = []
+    for batch in source.batches([column, label]):
+        whole = pc.and_(pc.is_valid(batch.table[column]), pc.is_valid(batch.table[label]))
+        table, rows = batch.table.filter(whole), batch.rows[whole.to_numpy()]
+        for row, key in zip(rows.tolist(), files.keys(table[column], file=batch.file), strict=True):
+            if not isinstance(key, bytes):
+                raise SourceError(f"{source.files[batch.file].uri} row {row + 1}: {key[1]}; leave it out of the test")
+            keys.append(key)
+        labels += [str(each) for each in table[label].to_pylist()]
+        images = [files.read(value, file=batch.file) for value in table[column].to_pylist()]
+        for at in range(0, len(images), _AT_ONCE):
+            part = images[at : at + _AT_ONCE]
+            vectors.append(embed_images(embedder.worker(), part, model=embedder.name, batch=embedder.batch))
+    if not vectors:
+        raise MetricError(f"the test file {test} has no row with image and label")
+    return keys, labels, np.concatenate(vectors)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 KEPT, RANDOM, FULL = "kept", "random", "full"
 ARMS = (KEPT, RANDOM, FULL)
 FEWEST_SEEDS = 2
+_NO_SCORING = ("export", "report")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +70,8 @@ class Proof:
         test_rows: Test rows.
         classes: Classes to learn.
         recipe: How every arm learns.
-        seconds: `scoring` (all stages of the run, as its timings.json says; 0 where it is lost) and `training` of all
-            arms and seeds together.
+        seconds: `scoring` (all stages up to the choice, as the run's timings.json says; 0 where it is lost) and
+            `training` of all arms and seeds together.
         warnings: What speaks against the outcome, in sentences.
     """
 
@@ -89,12 +90,13 @@ class Proof:
         return whole
 
 
-def prove(
+def prove(  # noqa: PLR0913 - run and test; the rest by keyword
     run: str | os.PathLike[str],
     test: str | os.PathLike[str],
     *,
     label_column: str | None = None,
     text_column: str | None = None,
+    image_column: str | None = None,
     seeds: int = 5,
     steps: int = 1000,
     batch_rows: int = 128,
@@ -104,13 +106,14 @@ def prove(
 
     Args:
         run: Folder of a finished run that was given a label column.
-        test: Parquet, CSV, JSON Lines or Arrow with labelled texts that are not in the run.
+        test: Parquet, CSV, JSON Lines or Arrow with labelled rows that are not in the run.
         label_column: Of the test file; that of the run by default.
         text_column: Of the test file; that of the run by default.
+        image_column: Of the test file; that of the run by default.
         seeds: Trainings an arm, >= 2.
         steps: Updates of every training.
         batch_rows: Rows of an update.
-        device: Where test texts are embedded and heads trained: auto, cpu, cuda.
+        device: Where test rows are embedded and heads trained: auto, cpu, cuda; default from `DATAPIPE_DEVICE`.
 
     Raises:
         ConfigError: An option is out of range.
@@ -122,15 +125,19 @@ def prove(
         if value < least:
             raise ConfigError(f"{name} must be at least {least}, got {value}")
     from datapipe.proof.page import build_page
-    from datapipe.proof.rows import read_rows, read_test
+    from datapipe.proof.rows import ContentColumn, read_rows, read_test
     from datapipe.runs import open_run
+    from datapipe.settings import Settings
     from datapipe.storage.atomic import write_atomically
+    from datapipe.workers.device import resolve_devices
 
     result = open_run(run)
     rows = read_rows(result)
-    held = read_test(result, test, label_column=label_column, text_column=text_column, device=device)
+    settings = Settings()
+    place = str(resolve_devices(device or settings.device)[0])
+    content = ContentColumn(text=text_column, image=image_column)
+    held = read_test(result, test, label_column=label_column, content=content, device=place)
     recipe = HeadRecipe(steps=steps, batch_rows=batch_rows)
-    place = "cpu" if device in {None, "auto"} else str(device)
     outcome = compare(
         rows.vectors,
         rows.labels,
@@ -141,7 +148,8 @@ def prove(
         seeds=seeds,
         recipe=recipe,
         device=place,
-        scoring=sum(timing.seconds for timing in result.timings),
+        threads=settings.threads,
+        scoring=sum(timing.seconds for timing in result.timings if timing.stage not in _NO_SCORING),
         warnings=held.warnings,
     )
     folder = Path(run)
@@ -162,6 +170,7 @@ def compare(  # noqa: PLR0913 - the data; the rest by keyword
     seeds: int,
     recipe: HeadRecipe,
     device: str = "cpu",
+    threads: int | None = None,
     scoring: float = 0.0,
     warnings: Sequence[str] = (),
 ) -> Proof:
@@ -177,6 +186,7 @@ def compare(  # noqa: PLR0913 - the data; the rest by keyword
         seeds: Trainings an arm.
         recipe: How.
         device: Where.
+        threads: Host threads; None takes the CPUs this process may use. Does not change the result.
         scoring: Seconds that the choice of rows took.
         warnings: What is known to speak against the outcome.
 
@@ -209,6 +219,7 @@ def compare(  # noqa: PLR0913 - the data; the rest by keyword
         classes=len(names),
         recipe=recipe,
         device=device,
+        threads=threads,
     )
     training = time.perf_counter() - started
     made = tuple(

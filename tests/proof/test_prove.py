@@ -10,9 +10,10 @@ import polars as pl
 import pytest
 
 from datapipe.curation import curate
-from datapipe.errors import ColumnError, ConfigError, MetricError
+from datapipe.errors import ColumnError, ConfigError, MetricError, SourceError
 from datapipe.proof.heads import HeadRecipe
 from datapipe.proof.run import compare, prove
+from tests.workers.tiny import vision_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,3 +104,21 @@ def test_what_cannot_be_proved_is_refused(run: Path, tmp_path: Path) -> None:
     curate(_frame(60, seed=0), out=tmp_path / "run", keep=0.5, embedding_column="vector")
     with pytest.raises(ColumnError, match="make it with --label-column"):
         prove(tmp_path / "run", test)
+
+
+def test_a_run_over_images_is_proved_on_images_of_the_test_file(tmp_path: Path, data: Path) -> None:
+    model = tmp_path / "vit"
+    model.mkdir()
+    vision_folder(model, "vit")
+    frame = pl.read_parquet(data / "fashion_mnist_60.parquet").select("image", label="label_name")
+    options = {"image_column": "image", "label_column": "label", "model": str(model)}
+    curate(frame.head(40), out=tmp_path / "run", keep=0.5, **options)  # type: ignore[arg-type]
+    frame[30:].rename({"image": "picture"}).write_parquet(tmp_path / "test.parquet")
+    found = prove(tmp_path / "run", tmp_path / "test.parquet", image_column="picture", seeds=2, steps=20)
+    assert [arm.rows for arm in found.arms] == [20, 20, 40]
+    assert "10 of 30 test images are also in the run." in found.warnings
+    with pytest.raises(ConfigError, match="--text-column does not fit: the run's vectors are of its images"):
+        prove(tmp_path / "run", tmp_path / "test.parquet", text_column="picture")
+    frame.head(4).with_columns(image=pl.lit(b"no image")).write_parquet(tmp_path / "broken.parquet")
+    with pytest.raises(SourceError, match=r"broken\.parquet row 1: "):
+        prove(tmp_path / "run", tmp_path / "broken.parquet", seeds=2, steps=2)

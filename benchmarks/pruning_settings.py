@@ -2,7 +2,7 @@
 
     training rows -> MiniLM vectors, once -> scores by setting -> rows kept -> heads, 5 seeds -> validation rows
 
-Run: python -m benchmarks.pruning_settings FILE.parquet... [--only el2n,dual,pseudo_label_aum,trims]. A file has text,
+Run: python -m benchmarks.pruning_settings FILE.parquet... [--only el2n,dual,pseudo_label_aum,...]. A file has text,
 label and split; every fifth training row by a hash of its text is for validation, and no test row is read. Scores are
 those of one seed, selections and heads of five. Prints each setting's mean gain over random rows; the rows go to
 results/pruning_settings.json.
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from datapipe.metrics.errors_of_heads import Predicted
     from datapipe.proxies.heads import HeadConfig, HeadData
     from datapipe.selection.plan import Plan
+    from datapipe.selection.result import ScoreBatch
     from datapipe.storage.arrays import Float32, Int32, Int64
 
 NAME = "pruning_settings"
@@ -40,7 +41,7 @@ HEADS = 4
 ENCODER = "all-MiniLM-L6-v2"
 CACHE = Path("/tmp") / "secateur-pruning-settings"  # noqa: S108 - vectors only; made again where they are lost
 TRIMS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-FAMILIES = ("random", "el2n", "dual", "pseudo_label_aum", "trims")
+FAMILIES = ("random", "el2n", "dual", "pseudo_label_aum", "trims", "label_free")
 
 
 def main() -> None:
@@ -96,6 +97,7 @@ class _Set:
             "dual": self._dual,
             "pseudo_label_aum": self._pseudo_labels,
             "trims": self._trims,
+            "label_free": self._label_free,
         }
         for family in only:
             for setting in families[family]():
@@ -108,8 +110,10 @@ class _Set:
         configs = [self._config(setting, fraction, seed) for seed in range(SEEDS)]
         if all(finished(NAME, config) for config in configs):
             return
-        plan, scores = setting.plan(fraction), setting.scores()
-        arms = [self.train[_kept(scores, plan, fraction, seed, rows=len(self.train))] for seed in range(SEEDS)]
+        scores = setting.scores()
+        batch = _batch(scores if len(scores) else np.zeros(len(self.train), np.float32), setting.groups)
+        plan = setting.plan(fraction)
+        arms = [self.train[_kept(batch, plan, fraction, seed)] for seed in range(SEEDS)]
         found = train_heads(
             self.vectors,
             self.labels,
@@ -190,6 +194,49 @@ class _Set:
             ):
                 yield _Setting(method, f"trim {trim:g}", scores, _hardest(trim))
 
+    def _label_free(self) -> Iterator[_Setting]:
+        """Metrics that need no label, each as the hardest, the middle and the easiest rows, in strata and clusters."""
+        from datapipe.selection.plan import Plan
+        from datapipe.selection.presets import get_preset
+
+        root = math.isqrt(len(self.train))
+        metrics = {
+            "pseudo_label_aum": lambda: self._by_clusters([root] * 3),
+            "prototypes": lambda: self._distances(root)[0],
+            "knn_density": self._density,
+        }
+        for name, scores in metrics.items():
+            yield _Setting(f"ccs by {name}", "", scores, get_preset("ccs").plan)
+            yield _Setting(f"middle by {name}", "", scores, get_preset("moderate").plan)
+            yield _Setting(f"easiest by {name}", "", scores, lambda _: Plan(order="easy"))
+            yield _Setting(f"hardest by {name}", "trim 0.3", scores, _hardest(0.3))
+        scores, clusters = metrics["prototypes"], lambda: self._distances(root)[1]
+        for told, plan in (
+            ("random, in proportion", Plan(order="random", strata="group")),
+            ("random, equally many", Plan(order="random", strata="group", quota="equal")),
+            ("nearest, in proportion", Plan(order="easy", strata="group")),
+            ("nearest, equally many", Plan(order="easy", strata="group", quota="equal")),
+            ("farthest, in proportion", Plan(order="hard", strata="group")),
+        ):
+            yield _Setting("of each cluster", told, scores, lambda _, plan=plan: plan, clusters)  # type: ignore[misc]
+
+    def _distances(self, k: int) -> tuple[Float32, Int32]:
+        """Distance to the nearest of k prototypes, and which it is."""
+        from datapipe.metrics.assign import Assigner
+        from datapipe.metrics.kmeans import spherical_kmeans
+
+        vectors = self.vectors[self.train]
+        with Assigner(spherical_kmeans(vectors, k=k, seed=0, threads=1), device="cpu", threads=1) as assigner:
+            cosines, clusters = assigner.assign(vectors)
+        return 1 - cosines, clusters
+
+    def _density(self) -> Float32:
+        """Mean cosine distance to the ten nearest rows."""
+        vectors = self.vectors[self.train]
+        nearest = [np.sort(part @ vectors.T, axis=1)[:, -11:-1] for part in np.array_split(vectors, 16)]
+        distances: Float32 = (1 - np.concatenate(nearest).mean(1)).astype(np.float32)
+        return distances
+
     def _aum(self) -> Float32:
         margin = self.course().margin
         return -_mean(margin.reshape(-1, margin.shape[2]))
@@ -236,6 +283,7 @@ class _Setting:
     name: str
     scores: Callable[[], Float32]
     plan: Callable[[float], Plan]
+    groups: Callable[[], Int32] | None = None
 
 
 def _mean(values: Float32) -> Float32:
@@ -287,17 +335,23 @@ def _watched(data: HeadData, config: HeadConfig, seed: int) -> Float32:
     return found
 
 
-def _kept(scores: Float32, plan: Plan, fraction: float, seed: int, *, rows: int) -> Int64:
+def _batch(scores: Float32, groups: Callable[[], Int32] | None) -> ScoreBatch:
+    from datapipe.selection.result import ScoreBatch
+
+    ids = np.column_stack([np.arange(len(scores), dtype=np.uint64), np.zeros(len(scores), np.uint64)])
+    return ScoreBatch(ids=ids, scores=scores, groups=groups() if groups is not None else None)
+
+
+def _kept(batch: ScoreBatch, plan: Plan, fraction: float, seed: int) -> Int64:
     """Places of the rows kept, int64, ascending."""
     from datapipe.selection.budget import Budget
     from datapipe.selection.engine import select
-    from datapipe.selection.result import ScoreBatch
 
-    ids = np.column_stack([np.arange(rows, dtype=np.uint64), np.zeros(rows, np.uint64)])
-    batch = ScoreBatch(ids=ids, scores=scores if len(scores) else np.zeros(rows, np.float32))
+    names = [f"{i}" for i in range(int(batch.groups.max()) + 1)] if batch.groups is not None else []
+    budget = Budget(fraction=fraction)
     with (
         tempfile.TemporaryDirectory() as scratch,
-        select(lambda: iter([batch]), plan, Budget(fraction=fraction), seed=seed, scratch=Path(scratch)) as chosen,
+        select(lambda: iter([batch]), plan, budget, seed=seed, scratch=Path(scratch), groups=names) as chosen,
     ):
         return np.flatnonzero(np.concatenate([part["kept"].to_numpy() for part in chosen])).astype(np.int64)
 

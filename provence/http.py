@@ -20,7 +20,7 @@ from datapipe.errors import ConfigError
 from datapipe.workers.folder import resolve
 from datapipe.workers.http.errors import InvalidRequestError
 from datapipe.workers.http.route import Route
-from provence.asking import placed
+from provence.asking import how, placed
 from provence.assemble import Request, contexts
 from provence.calibration import Calibration
 from provence.home import CALIBRATION_PATH
@@ -190,7 +190,8 @@ async def prune(request: PruneRequest, call: Call) -> dict[str, Any]:
         _check(asked, calibration)
     with placed(asked):
         items = await asyncio.to_thread(lambda: asked.items)
-        found = await call.run("prune", items, model=spec.name)
+        priority = how(None, None, asked.texts)["priority"]
+        found = await call.run("prune", items, model=spec.name, priority=priority)
     told = await asyncio.to_thread(
         lambda: contexts(asked.texts, asked.scores(found), policy, calibration=calibration),
     )

@@ -9,8 +9,8 @@ registered when this module is imported, so that a worker of this process knows 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from datapipe.errors import ItemError, ModelError
 from datapipe.workers.tasks.lookup import register
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from provence.prepare import PreparedText, Preparer, RawScores
     from provence.units.unit import TextKind, UnitKind
 
-__all__ = ["PruneItem", "PruneRerankTask", "PruneScores", "PruneTask", "prune_items"]
+__all__ = ["PruneItem", "PruneRerankTask", "PruneScores", "PruneTask", "marked", "prune_items"]
+
+MOST_READ = 1 << 15
+"""Characters of a document that reranking reads: some twenty windows of 512, which a lane computes in one go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +227,7 @@ class PruneTask:
 
 
 class PruneRerankTask:
-    """Rerank with a loaded pruner; a query too long for the model is cut, as routes that rerank promise.
+    """Rerank with a loaded pruner; a query too long for the model is cut, and a document beyond `MOST_READ` characters.
 
     Args:
         base: The `PruneTask` of the model.
@@ -282,7 +285,7 @@ class PruneRerankTask:
         Raises:
             ItemError: An item is no RerankItem of texts; its index is counted from `first`.
         """
-        return self._base.prepare_many(prune_items(items, first=first), first=first)
+        return marked(self._base.prepare_many(prune_items(items, first=first), first=first), items)
 
     def forward(self, batch: Sequence[PreparedText]) -> Sequence[RawScores]:
         """The pass of the pruner. Raises `FloatingPointError`."""
@@ -296,11 +299,27 @@ class PruneRerankTask:
 
 
 def prune_items(pairs: Sequence[Item], *, first: int = 0) -> list[PruneItem]:
-    """Pairs to rerank as items to prune. Raises `ItemError` for one that is no RerankItem, counted from `first`."""
+    """Pairs to rerank as items to prune, of documents the first `MOST_READ` characters.
+
+    Raises:
+        ItemError: One is no RerankItem; its index is counted from `first`.
+    """
     for index, item in enumerate(pairs, first):
         if not isinstance(item, RerankItem):
             raise ItemError(f"item {index} must be a RerankItem. Got {type(item).__name__}", index=index)
-    return [PruneItem(item.query, item.document, cut_question=True) for item in pairs]
+    return [PruneItem(item.query, _beginning(item.document), cut_question=True) for item in pairs]
+
+
+def marked(prepared: Sequence[PreparedText], pairs: Sequence[Item]) -> list[PreparedText]:
+    """What was prepared of pairs, that of a cut document said to be truncated."""
+    return [
+        replace(each, truncated=True) if len(pair.document) > MOST_READ else each
+        for each, pair in zip(prepared, pairs, strict=True)
+    ]
+
+
+def _beginning(document: object) -> Any:
+    return document[:MOST_READ] if isinstance(document, str) else document
 
 
 for _task in (PruneTask, PruneRerankTask):

@@ -20,7 +20,7 @@ from datapipe.errors import DatapipeError, DeadlineError, WorkerError, WorkerSto
 from datapipe.workers.pack import pack
 from provence.onnx.engine import window_sums
 from provence.prepare import RawScores, rerank_score, unit_scores
-from provence.task import prune_items
+from provence.task import marked, prune_items
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -129,10 +129,9 @@ class Passes:
 
     def _prepare(self, call: Call, task: str, items: Sequence[Item], first: int) -> Future[list[PreparedText]]:
         call.refuse_late()
-        if task == "prune_rerank":
-            items = prune_items(items, first=first)
+        ready = self._pairs if task == "prune_rerank" else self._ready
         try:
-            future = self._pool.submit(self._ready, call, items, first)
+            future = self._pool.submit(ready, call, items, first)
         except RuntimeError as error:
             raise WorkerStoppedError("the worker was closed before the call was done") from error
         call.futures.add(future)
@@ -144,6 +143,9 @@ class Passes:
             call.refuse_late()
             found += self._preparer.prepare_many(items[begin : begin + _SLICE], first=first + begin)
         return found
+
+    def _pairs(self, call: Call, pairs: Sequence[Item], first: int) -> list[PreparedText]:
+        return marked(self._ready(call, prune_items(pairs, first=first), first), pairs)
 
     def _submit(self, call: Call, prepared: list[PreparedText]) -> _Chunk:
         windows = [(window, text.share_at) for text in prepared for window in text.windows]

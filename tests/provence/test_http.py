@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 
 from datapipe.settings import ServeSettings
-from datapipe.workers import LocalWorker, ModelSpec
+from datapipe.workers import LocalWorker, ModelSpec, Priority
 from provence.calibration import Calibration, calibrate
 from provence.http import PruneResponse
 from provence.pruner import Pruner
@@ -239,6 +239,22 @@ async def test_empty_documents_rank_last(app: FastAPI) -> None:
     async with client_of(app) as client:
         answer = await client.post("/v1/rerank", json={"query": QUESTION, "documents": ["", *TEXTS]})
     assert answer.json()["results"][-1] == {"index": 0, "relevance_score": 0}
+
+
+async def test_a_request_of_much_text_does_not_go_before_others(
+    app: FastAPI, pruner_worker: LocalWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, real = [], pruner_worker.arun
+
+    async def arun(task: str, items: Any, *, priority: Priority, **how: Any) -> Any:
+        seen.append(priority)
+        return await real(task, items, priority=priority, **how)
+
+    monkeypatch.setattr(pruner_worker, "arun", arun)
+    long = " ".join(["Rain fell."] * 6000)
+    for documents in ([TEXTS[0]], [long]):
+        assert (await post(app, documents=documents)).status_code == 200
+    assert seen == [Priority.ONLINE, Priority.BULK]
 
 
 @pytest.mark.parametrize("joint", [False, True])

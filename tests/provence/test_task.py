@@ -19,7 +19,7 @@ from provence.families import open_model
 from provence.families.base import Conduct, Heads
 from provence.prepare import Preparer, plain_question
 from provence.sums import score_texts
-from provence.task import PruneItem, PruneRerankTask, PruneScores, PruneTask
+from provence.task import MOST_READ, PruneItem, PruneRerankTask, PruneScores, PruneTask
 from provence.tokens import UnitReader, UnitTokenizer, check_spans
 
 if TYPE_CHECKING:
@@ -334,6 +334,13 @@ def test_the_pass_also_reranks(pruner_worker: LocalWorker, samples: list[Sample]
     assert long.truncated
     (blank,) = pruner_worker.run("prune_rerank", [RerankItem("who?", " ")], model="random-pruner")
     assert blank.score == 0
+    long_text = "Rain fell. " * 4000
+    read = [long_text, long_text[:MOST_READ], "Rain fell."]
+    whole, beginning, short = pruner_worker.run(
+        "prune_rerank", [RerankItem("why?", text) for text in read], model="random-pruner"
+    )
+    assert (whole.truncated, beginning.truncated, short.truncated) == (True, False, False)
+    assert (whole.score, whole.tokens) == (pytest.approx(beginning.score, abs=1e-5), beginning.tokens)
     with pytest.raises(ItemError, match=r"item 0 must be a RerankItem\. Got PruneItem"):
         pruner_worker.run("prune_rerank", [PruneItem("a", "b")], model="random-pruner")
     assert (find_task("prune"), find_task("prune_rerank")) == (PruneTask, PruneRerankTask)

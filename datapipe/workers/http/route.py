@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-    from datapipe.workers.protocol import Item, Result
+    from datapipe.workers.protocol import Item, Priority, Result
 
 __all__ = ["ENTRY_POINT_GROUP", "Handler", "Route", "RouteContext", "installed_routes"]
 
@@ -43,8 +43,16 @@ class RouteContext(Protocol):
             ConfigError: The model is not for the task.
         """
 
-    async def run(self, task: str, items: Sequence[Item], *, model: str) -> list[Result]:
-        """Results of the worker, within the request's deadline, ahead of bulk work. Raises what `Worker.run` does.
+    async def run(
+        self, task: str, items: Sequence[Item], *, model: str, priority: Priority | None = None
+    ) -> list[Result]:
+        """Results of the worker, within the request's deadline. Raises what `Worker.run` does.
+
+        Args:
+            task: Name of the task.
+            items: Its items.
+            model: A served model.
+            priority: None puts it ahead of bulk work; `BULK` is for so much that others should not wait behind it.
 
         Raises:
             TooLargeError: The items have more tokens than one request may send through a model.

@@ -101,12 +101,13 @@ class Call:
         """Name of a served model for a task; see `RouteContext.model_for`."""
         return self.service.offer.find(task, name).name
 
-    async def run(self, task: str, items: Sequence[Item], *, model: str) -> list[Result]:
+    async def run(
+        self, task: str, items: Sequence[Item], *, model: str, priority: Priority | None = None
+    ) -> list[Result]:
         """Results of the worker; see `RouteContext.run`."""
         await self._count_tokens(task, items, model)
-        return await self.service.worker.arun(
-            task, items, model=model, priority=self.priority, deadline=self.remaining()
-        )
+        priority = self.priority if priority is None else priority
+        return await self.service.worker.arun(task, items, model=model, priority=priority, deadline=self.remaining())
 
     def remaining(self) -> float | None:
         """Seconds that may still be waited."""

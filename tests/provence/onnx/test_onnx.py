@@ -243,6 +243,8 @@ def test_reranking_is_the_score_of_the_same_pass(worker: OnnxWorker, items: list
     pruned = worker.run("prune", items[:5], model="random-pruner")
     assert [each.score for each in ranked] == pytest.approx([1 / (1 + np.exp(-each.score)) for each in pruned])
     assert [each.tokens for each in ranked] == [each.tokens for each in pruned]
+    (cut,) = worker.run("prune_rerank", [RerankItem("Who?", "Rain fell. " * 4000)], model="random-pruner")
+    assert cut.truncated
 
 
 def test_nothing_in_gives_nothing_and_an_empty_text_no_units(worker: OnnxWorker) -> None:

@@ -235,7 +235,7 @@ class Wiring:
     def _content(self) -> str:
         if self.columns.image is not None:
             return "image"
-        return "text" if self.columns.text is not None or self.config.dedup != "semantic" else "vector"
+        return "text" if self.columns.text is not None else "vector"
 
     def _duplicates(self) -> Stage:
         if self.vectors is None:
@@ -245,6 +245,7 @@ class Wiring:
             vectors=self.vectors,
             content=self._content,
             threshold=self.config.dedup_threshold,
+            split=self.config.split if self.columns.split is not None else None,
             seed=self.config.seed,
         )
         return FindDuplicates(settings, device, bits)

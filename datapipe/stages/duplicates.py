@@ -3,7 +3,8 @@
     rows without repeats of their text -> lists around k ~ sqrt(rows / 2) centroids -> pairs -> duplicates.parquet
 
 Writes row_id, kept (the row in whose place it is gone) and similarity, sorted by row_id. Of two rows the one with the
-lower row id stays: it depends on the rows alone, on no centroid. `screen` takes these rows out.
+lower row id stays: it depends on the rows alone, on no centroid. `screen` takes these rows out. Where it takes out the
+kept one too, for matching an evaluation row, what says the same as that row stays out with it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class DuplicatesConfig:
         vectors: Where the vectors are.
         content: `text`, `image` or `vector`: repeats of a text or an image file are left to the exact rule.
         threshold: Cosine from which two rows say the same.
+        split: The part of the source that is chosen from: rows of others are nobody's repeat. None for all.
         probes: Lists that each list is compared with, >= 1.
         exact_rows: Rows up to which all pairs are compared.
         seed: Seeds the centroids of the lists.
@@ -40,6 +42,7 @@ class DuplicatesConfig:
     vectors: str
     content: str
     threshold: float
+    split: str | None = None
     probes: int = 8
     exact_rows: int = EXACT_ROWS
     seed: int = 0
@@ -86,7 +89,7 @@ class FindDuplicates(SetStage):
         settings = self.settings
         tables = inputs["ingest"].tables("rows", columns=["row_id"])
         ids = np.concatenate([ids_from_arrow(table["row_id"]) for table in tables])
-        left = self._first_of_their_text(inputs["ingest"], ids, context.scratch)
+        left = self._first_of_their_text(inputs["ingest"], ids, context.scratch) & self._own(inputs["ingest"], len(ids))
         source = VectorSource(inputs, settings.vectors, screened=False)
         rows = int(left.sum())
         k = 1 if rows <= settings.exact_rows else round((rows / 2) ** 0.5)
@@ -116,6 +119,17 @@ class FindDuplicates(SetStage):
         }
         out.write_table(DUPLICATES, pa.table(columns))
         return [DUPLICATES], {"rows": rows, "duplicates": len(found.rows), "pairs": found.pairs, "lists": len(lists)}
+
+    def _own(self, ingest: StageOutput, rows: int) -> Bool:
+        """Which rows are of the part that is chosen from, bool (rows,)."""
+        import numpy as np
+        import pyarrow.compute as pc
+
+        if self.settings.split is None:
+            return np.ones(rows, np.bool_)
+        tables = ingest.tables("rows", columns=["split"])
+        own = [pc.fill_null(pc.equal(table["split"], self.settings.split), fill_value=False) for table in tables]
+        return np.concatenate([each.to_numpy() for each in own])
 
     def _first_of_their_text(self, ingest: StageOutput, ids: Ids, scratch: Path) -> Bool:
         """Which rows repeat no text of a lower row id, bool (rows,)."""

@@ -35,7 +35,7 @@ class ScreenConfig:
             what the stage `duplicates` found.
         evaluation: sha256 of each evaluation file; empty for no protection.
         threshold: Cosine from which a row matches an evaluation row nearly.
-        content: `text` or `image` (`vector` where there is neither): the column by which rows are equal.
+        content: `text` or `image`, `vector` where there is neither: the column by which rows are equal.
         split: The only part of the source that is chosen from; None where it has no parts.
     """
 
@@ -152,11 +152,15 @@ def _duplicates(matcher: _Matcher | None, ingest: StageOutput, scratch: Path, *,
 
 
 def content_keys(column: pa.ChunkedArray) -> Ids:
-    """Keys of texts, or the keys of images as they stand, uint64 (rows, 2)."""
-    from datapipe.dedup.exact import text_keys
-    from datapipe.storage.rowid import ID_TYPE, ids_from_arrow
+    """Keys of texts, of vectors by their bits, or the keys of images as they stand, uint64 (rows, 2)."""
+    import pyarrow as pa
 
-    return ids_from_arrow(column) if column.type == ID_TYPE else text_keys(column)
+    from datapipe.dedup.exact import text_keys
+    from datapipe.storage.rowid import ID_TYPE, ids_from_arrow, value_digests
+
+    if column.type == ID_TYPE:
+        return ids_from_arrow(column)
+    return value_digests(column) if pa.types.is_fixed_size_binary(column.type) else text_keys(column)
 
 
 def _other_splits(ingest: StageOutput, split: str) -> Iterator[pa.Table]:

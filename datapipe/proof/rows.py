@@ -117,7 +117,7 @@ def read_test(
     Raises:
         ColumnError: It has no such columns.
         ConfigError: A column is named that the run did not embed.
-        MetricError: It has no rows.
+        MetricError: It has no rows, or none from outside the run.
         SourceError: It cannot be read, or an image of it cannot be used; names the row.
     """
     from datapipe.storage.source import scan
@@ -133,7 +133,7 @@ def read_test(
             raise ColumnError(f"the test file {test} has no column {name!r} ({option}); it has {', '.join(present)}")
     if kind == "image":
         keys, labels, vectors = _embed_images(result, str(test), column, label, device)
-        return HeldRows(vectors=vectors, labels=labels, warnings=_shared(result, kind, keys))
+        return _without_shared(result, kind, keys, HeldRows(vectors=vectors, labels=labels, warnings=()))
     table = frame.select(column, label).drop_nulls().collect().to_arrow()
     if not table.num_rows:
         raise MetricError(f"the test file {test} has no row with {kind} and label")
@@ -142,15 +142,33 @@ def read_test(
         return HeldRows(vectors=to_matrix(table[column]), labels=told, warnings=())
     texts = table[column].to_pylist()
     vectors = _embed_texts(result, texts, device)
-    return HeldRows(vectors=vectors, labels=told, warnings=_shared(result, kind, texts))
+    return _without_shared(result, kind, texts, HeldRows(vectors=vectors, labels=told, warnings=()))
 
 
-def _shared(result: CurateResult, kind: str, keys: Sequence[str | bytes]) -> tuple[str, ...]:
-    """A warning where test rows are also in the run."""
+def _without_shared(result: CurateResult, kind: str, keys: Sequence[str | bytes], held: HeldRows) -> HeldRows:
+    """The test rows that are not in the run too, for a head knows those by heart; with a warning where some are.
+
+    Args:
+        result: The run.
+        kind: `text` or `image`.
+        keys: What each test row is known by: its text, or the key of its image's content.
+        held: The test rows.
+
+    Raises:
+        MetricError: All of them are in the run.
+    """
     tables = stage_output(result, "ingest").tables("rows", columns=[kind])
     known = {key for table in tables for key in table[kind].to_pylist()}
-    shared = sum(key in known for key in keys)
-    return (f"{shared} of {len(keys)} test {kind}s are also in the run.",) if shared else ()
+    outside = np.array([key not in known for key in keys], np.bool_)
+    if outside.all():
+        return held
+    if not outside.any():
+        raise MetricError(f"all {len(keys)} test {kind}s are also in the run: a proof needs rows from outside of it")
+    return HeldRows(
+        vectors=held.vectors[outside],
+        labels=[label for label, fair in zip(held.labels, outside, strict=True) if fair],
+        warnings=(f"{int((~outside).sum())} of {len(keys)} test {kind}s are also in the run, and are left out.",),
+    )
 
 
 def stage_output(result: CurateResult, name: str) -> StageOutput:

@@ -116,9 +116,13 @@ def test_a_run_over_images_is_proved_on_images_of_the_test_file(tmp_path: Path, 
     frame[30:].rename({"image": "picture"}).write_parquet(tmp_path / "test.parquet")
     found = prove(tmp_path / "run", tmp_path / "test.parquet", image_column="picture", seeds=2, steps=20)
     assert [arm.rows for arm in found.arms] == [20, 20, 40]
-    assert "10 of 30 test images are also in the run." in found.warnings
+    assert found.test_rows == 20
+    assert "10 of 30 test images are also in the run, and are left out." in found.warnings
     with pytest.raises(ConfigError, match="--text-column does not fit: the run's vectors are of its images"):
         prove(tmp_path / "run", tmp_path / "test.parquet", text_column="picture")
+    frame.head(30).write_parquet(tmp_path / "inside.parquet")
+    with pytest.raises(MetricError, match="all 30 test images are also in the run"):
+        prove(tmp_path / "run", tmp_path / "inside.parquet", seeds=2, steps=2)
     frame.head(4).with_columns(image=pl.lit(b"no image")).write_parquet(tmp_path / "broken.parquet")
     with pytest.raises(SourceError, match=r"broken\.parquet row 1: "):
         prove(tmp_path / "run", tmp_path / "broken.parquet", seeds=2, steps=2)

@@ -50,7 +50,8 @@ def scores(facts: RunFacts) -> Html:
     if found is None or not sum(found.kept) + sum(found.dropped):
         return Html("")
     kept, dropped = _median_bin(found.edges, found.kept), _median_bin(found.edges, found.dropped)
-    says = f"The score is {words(found.metric)}; a higher one means {found.higher}. "
+    meaning = "it says nothing about a row" if found.metric == "random" else f"a higher one means {found.higher}"
+    says = f"The score is {words(found.metric)}; {meaning}. "
     if kept is None or dropped is None:
         says += "All rows were kept." if dropped is None else "No row was kept."
     elif abs(kept - dropped) < SAME_BINS * (found.edges[1] - found.edges[0]):

@@ -61,16 +61,31 @@ class StageOutput:
         """Digest of all shards, in order."""
         return digest_of([shard.sha256 for shard in self.manifest.shards])
 
-    def shards(self, family: str | None = None) -> tuple[ShardInfo, ...]:
-        """The shards, or those of one family: `rows` has `rows-00000.parquet` and so on."""
+    @property
+    def generations(self) -> int:
+        """Parts of each shard: 1, and one more for each time that rows were added to the run."""
+        return int(self.facts.get("generations", 1))
+
+    def parts(self, family: str | None = None) -> tuple[ShardInfo, ...]:
+        """The files of the shards, or of those of one family; the parts of a shard stand one after the other."""
         if family is None:
             return self.manifest.shards
         return tuple(shard for shard in self.manifest.shards if shard.name.startswith(f"{family}-"))
 
+    def shards(self, family: str | None = None) -> tuple[ShardInfo, ...]:
+        """The shards, or those of one family: `rows` has `rows-00000.parquet` and so on."""
+        return tuple(_whole(parts) for parts in self._by_shard(family))
+
     def tables(self, family: str | None = None, *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """Read the shards one after the other, each as one table."""
-        for shard in self.shards(family):
-            yield read_shard(self.path / shard.name, columns=columns)
+        """Read the shards one after the other, each as one table; one of several parts is sorted by row_id."""
+        for parts in self._by_shard(family):
+            yield _merged([self.path / part.name for part in parts], columns)
+
+    def _by_shard(self, family: str | None) -> list[tuple[ShardInfo, ...]]:
+        parts, each = self.parts(family), self.generations
+        if len(parts) % each:
+            raise StageError(f"stage {self.name} has {len(parts)} files, which are no shards of {each} parts")
+        return [parts[start : start + each] for start in range(0, len(parts), each)]
 
     def read_bytes(self, name: str) -> bytes:
         """Read a shard that is no table."""
@@ -79,6 +94,30 @@ class StageOutput:
     def has(self, name: str) -> bool:
         """Whether there is a shard of that name."""
         return any(shard.name == name for shard in self.manifest.shards)
+
+
+def _whole(parts: Sequence[ShardInfo]) -> ShardInfo:
+    if len(parts) == 1:
+        return parts[0]
+    return ShardInfo(
+        name=parts[0].name,
+        rows=sum(part.rows for part in parts),
+        bytes=sum(part.bytes for part in parts),
+        sha256=digest_of([part.sha256 for part in parts]),
+    )
+
+
+def _merged(paths: Sequence[Path], columns: Sequence[str] | None) -> pa.Table:
+    """The rows of all parts in the order of their ids."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if len(paths) == 1:
+        return read_shard(paths[0], columns=columns)
+    asked = None if columns is None else [*(name for name in columns if name != "row_id"), "row_id"]
+    together = pa.concat_tables([read_shard(path, columns=asked) for path in paths]).combine_chunks()
+    rows = together.take(pc.sort_indices(together["row_id"].cast(pa.binary())))
+    return rows if columns is None else rows.select(list(columns))
 
 
 def read_shard(path: Path, *, columns: Sequence[str] | None = None) -> pa.Table:
@@ -289,7 +328,7 @@ def _rows_of(output: StageOutput) -> int:
 
 def _family(outputs: Mapping[str, StageOutput], need: str) -> tuple[Path, tuple[ShardInfo, ...]]:
     name, _, family = need.partition("/")
-    return outputs[name].path, outputs[name].shards(family or None)
+    return outputs[name].path, outputs[name].parts(family or None)
 
 
 def _run_shards(
@@ -303,10 +342,14 @@ def _run_shards(
     reused = manifest is not None
     progress.start(stage.name, total=sum(task.rows for task in tasks))
     if manifest is None:
-        missing = [task for task in tasks if out.done(task.output) is None]
+        missing = list({task.output: task for task in tasks if out.done(task.output) is None}.values())
         progress.advance(sum(task.rows for task in tasks) - sum(task.rows for task in missing))
         executor.map(stage, artifacts, missing, out, progress.advance)
-        manifest = out.finish([task.output for task in tasks], facts=_summed(out, tasks), manifest=manifest_name)
+        facts = _summed(out, tasks)
+        parts = max(outputs[need.split("/")[0]].generations for need in stage.needs)
+        if parts > 1:
+            facts["generations"] = parts
+        manifest = out.finish([task.output for task in tasks], facts=facts, manifest=manifest_name)
     return StageOutput(name=stage.name, path=out.path, manifest_name=manifest_name, manifest=manifest), reused
 
 

@@ -33,6 +33,11 @@ SOURCES = {
         "storage/vectors.py",
         "storage/formats/*.py",
     ],
+    "datapipe.stages.ingest_more.IngestMore": [
+        *(f"storage/{name}.py" for name in ("generations", "ingest", "roles", "images", "rowid", "canonical")),
+        *(f"storage/{name}.py" for name in ("refused", "sort", "parquet", "vectors")),
+        "storage/formats/*.py",
+    ],
     "datapipe.stages.embed.Embed": [
         "embedding/text.py",
         "storage/vectors.py",

@@ -99,6 +99,17 @@ def test_the_changes_are_the_difference_of_the_kept_sets(run: Path, files: Path,
     assert datapipe.verify(run).ok
 
 
+def test_only_the_new_rows_are_read_and_scored(run: Path, files: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.glob("stages/score-*/*.parquet")}
+    (shards,) = {stage(datapipe.open_run(run), "ingest")["facts"]["shards"]}
+    result = datapipe.curate(files / "alike.parquet", out=run, update=True, **OPTIONS)
+    after = {path: path.stat().st_mtime_ns for path in run.glob("stages/score-*/*.parquet")}
+    assert before.items() <= after.items()
+    assert len(after) == len(before) + shards
+    facts = stage(result, "ingest")["facts"]
+    assert (facts["generations"], facts["rows_in"], facts["accepted"]) == (2, 2150, 2150)
+
+
 def test_the_same_history_gives_the_same_bytes_and_once_more_changes_nothing(
     run: Path, first: Path, files: Path, tmp_path: Path
 ) -> None:

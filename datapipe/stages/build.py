@@ -23,6 +23,7 @@ from datapipe.stages.embedder import Embedder, arithmetic_bits
 from datapipe.stages.export import Export
 from datapipe.stages.images import check_image_model, image_files, load_evaluation_images
 from datapipe.stages.ingest import Ingest
+from datapipe.stages.ingest_more import ingest_of_update
 from datapipe.stages.report import Report, ReportConfig
 from datapipe.stages.scoring import ScoreFamily, ScoreInputs, family_of
 from datapipe.stages.screen import EvaluationSet, Screen, ScreenConfig
@@ -142,7 +143,7 @@ class Wiring:
         """Make the stages over a source with these file digests."""
         self.digests = digests
         makers = {
-            "ingest": lambda: Ingest(self.source, digests, self._ingest_spec(), self.images),
+            "ingest": lambda: self._ingest(digests),
             "embed": self._embed,
             "tokens": self._count_tokens,
             "duplicates": self._duplicates,
@@ -156,6 +157,10 @@ class Wiring:
             makers["changes"] = partial(Changes.of, self.metric.name, self.history)
             own |= {name: continued(stage, self.history) for name, stage in own.items()}
         return [own[name] if name in own else makers[name]() for name in self.stage_names]
+
+    def _ingest(self, digests: tuple[str, ...]) -> Stage:
+        whole = Ingest(self.source, digests, self._ingest_spec(), self.images)
+        return whole if self.history is None else ingest_of_update(whole, self.history)
 
     def _ingest_spec(self) -> IngestSpec:
         from datapipe.storage.ingest import IngestSpec

@@ -63,12 +63,10 @@ class Ingest(SetStage):
         self, inputs: Mapping[str, StageOutput], out: StageDir, context: Context
     ) -> tuple[list[str], dict[str, Any]]:
         """Sort the source by row id, out of core."""
+        from datapipe.storage.generations import shard_names
         from datapipe.storage.ingest import ingest
 
         facts = ingest(
             self.source, out, spec=self.spec, scratch=context.scratch, progress=context.tick, images=self.images
         )
-        names = [f"{family}-{i:05d}.parquet" for family in ("rows", "places") for i in range(facts["shards"])]
-        if out.done("rejected.parquet") is not None:
-            names.append("rejected.parquet")
-        return names, {**facts, "rows": facts["accepted"]}
+        return shard_names(out, facts["shards"]), {**facts, "rows": facts["accepted"]}

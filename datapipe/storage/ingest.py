@@ -41,10 +41,11 @@ if TYPE_CHECKING:
     from datapipe.storage.source import Rejected, Source, SourceBatch
     from datapipe.storage.stage import ShardInfo, StageDir
 
-__all__ = ["IngestSpec", "ingest"]
+__all__ = ["PLACE_FIELDS", "IngestSpec", "Intake", "ingest", "not_unique", "write_shard"]
 
 _ID_FIELD = pa.field("row_id", ID_TYPE, nullable=False)
-_PLACE_FIELDS = [pa.field("file", pa.int32(), nullable=False), pa.field("row", pa.int64(), nullable=False)]
+PLACE_FIELDS = [pa.field("file", pa.int32(), nullable=False), pa.field("row", pa.int64(), nullable=False)]
+"""Where a row stands in the source: columns after those of the roles, until the shards are written."""
 
 
 def ingest(
@@ -85,7 +86,7 @@ def ingest(
     reader = RoleReader(source.schema, spec, images=images)
     while True:
         with ExternalSorter(scratch / "rows") as rows, RefusedRows(scratch / "rejected") as refused:
-            intake = _Intake(source, spec, reader, rows, refused)
+            intake = Intake(source, spec, reader, rows, refused)
             intake.read(progress)
             dim = reader.tally.usual_length()
             if dim != reader.dim:
@@ -107,17 +108,19 @@ def ingest(
 
 
 @dataclass(frozen=True)
-class _Intake:
-    """One reading of the source into the two sorters."""
+class Intake:
+    """One reading of the source, from `first_file` on, into the two sorters."""
 
     source: Source
     spec: IngestSpec
     reader: RoleReader
     rows: ExternalSorter
     refused: RefusedRows
+    first_file: int = 0
 
     @property
     def rows_in(self) -> int:
+        """Rows and records read."""
         return self.rows.rows + self.refused.rows
 
     def read(self, progress: Callable[[int], None] | None) -> None:
@@ -133,7 +136,7 @@ class _Intake:
     def _batches(self) -> Generator[tuple[SourceBatch | None, list[Rejected]], None, None]:
         """Batches, each with the records that were refused before it; the last ones come alone."""
         records: list[Rejected] = []
-        for batch in self.source.batches(rejected=records.append):
+        for batch in self.source.batches(rejected=records.append, first_file=self.first_file):
             yield batch, records.copy()
             records.clear()
         yield None, records
@@ -147,7 +150,7 @@ class _Intake:
         digests = content_digests(batch.table) if id_column is None else value_digests(batch.table[id_column])
         digests, rows = digests[accepted], batch.rows[accepted] + 1
         files = np.full(len(rows), batch.file, np.int32)
-        schema = pa.schema([*self.reader.fields, *_PLACE_FIELDS])
+        schema = pa.schema([*self.reader.fields, *PLACE_FIELDS])
         table = pa.table([*columns, pa.array(files), pa.array(rows)], schema=schema)
         self.rows.add(digests[:, 0], digests[:, 1], table)
 
@@ -162,7 +165,7 @@ class _Intake:
             raise SourceError(f"nothing in {self.source.files[0].uri} can be used: {found}")
 
 
-def _write_shards(intake: _Intake, out: StageDir) -> tuple[int, int]:
+def _write_shards(intake: Intake, out: StageDir) -> tuple[int, int]:
     """Write what is not there yet; returns duplicates and shards."""
     shards = intake.rows.range_count(rows=intake.spec.shard_rows, nbytes=intake.spec.shard_bytes)
     duplicates = 0
@@ -171,12 +174,12 @@ def _write_shards(intake: _Intake, out: StageDir) -> tuple[int, int]:
         rows = out.done(names[0])
         if rows is None or out.done(names[1]) is None:
             ids, table, again = _identified(intake, *intake.rows.read_range(low, high))
-            rows = _write_shard(ids, table, out, names, {"duplicates": again})
+            rows = write_shard(ids, table, out, names, {"duplicates": again})
         duplicates += rows.facts["duplicates"]
     return duplicates, shards
 
 
-def _identified(intake: _Intake, digests: Ids, table: pa.Table) -> tuple[Ids, pa.Table, int]:
+def _identified(intake: Intake, digests: Ids, table: pa.Table) -> tuple[Ids, pa.Table, int]:
     """Row ids and rows sorted by them, and how many rows repeat another one.
 
     Identical rows come in the order of their places: the source is read in that order, and the sort is stable.
@@ -186,14 +189,14 @@ def _identified(intake: _Intake, digests: Ids, table: pa.Table) -> tuple[Ids, pa
     if not len(repeated):
         return digests, table, 0
     if intake.spec.id_column is not None:
-        raise _not_unique(intake, table.slice(int(repeated[0]) - 1, 2).select(["file", "row"]).to_pylist())
+        raise not_unique(intake, table.slice(int(repeated[0]) - 1, 2).select(["file", "row"]).to_pylist())
     ids = apply_counters(digests, counters)
     order = np.lexsort((ids[:, 1], ids[:, 0]))
     return ids[order], table.take(pa.array(order)), len(repeated)
 
 
-def _not_unique(intake: _Intake, places: list[dict[str, int]]) -> RowIdError:
-    """Look the value up in the source again: the shards do not have it."""
+def not_unique(intake: Intake, places: list[dict[str, int]]) -> RowIdError:
+    """The error for two places with one id; looks the value up in the source again, for the shards do not have it."""
     name = str(intake.spec.id_column)
     first = places[0]
     value = None
@@ -206,7 +209,7 @@ def _not_unique(intake: _Intake, places: list[dict[str, int]]) -> RowIdError:
     return RowIdError(f"id column {name!r} is not unique: {value!r} stands in {told}; name another column, or none")
 
 
-def _write_shard(ids: Ids, table: pa.Table, out: StageDir, names: list[str], facts: dict[str, int]) -> ShardInfo:
+def write_shard(ids: Ids, table: pa.Table, out: StageDir, names: list[str], facts: dict[str, int]) -> ShardInfo:
     """Write both files of a shard; returns what is said of the first."""
     id_array = ids_to_arrow(ids)
     places = table.select(["file", "row"]).add_column(0, _ID_FIELD, id_array)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow as pa
 from datapipe.storage.sort import ExternalSorter, regrouped
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -89,18 +90,23 @@ class RefusedRows:
             self._flush()
         self.reasons.update(reason for reason, _ in refused.values())
 
-    def write(self, out: StageDir, uris: Sequence[str]) -> None:
+    def write(self, out: StageDir, uris: Sequence[str], *, earlier: Iterable[pa.Table] = ()) -> None:
         """Write `rejected.parquet` (reason, detail, file, row, content), unless it is there or no row was refused.
 
         Args:
             out: Where it goes.
             uris: Names of the source's files, in order.
+            earlier: Tables of such a file, which come first.
         """
         self._flush()
-        if not self.rows or out.done(REJECTED) is not None:
+        before = iter(earlier)
+        first = next(before, None)
+        if (not self.rows and first is None) or out.done(REJECTED) is not None:
             return
         names = pa.array(uris, pa.string())
         with out.writer(REJECTED, _SCHEMA) as writer:
+            for table in () if first is None else chain([first], before):
+                writer.write(table.cast(_SCHEMA))
             for table in regrouped(self._sorter.sorted_tables(rows_hint=_ROWS), _ROWS):
                 writer.write(table.set_column(2, "file", names.take(table["file"].combine_chunks())).cast(_SCHEMA))
 

@@ -226,6 +226,8 @@ class RoleReader:
         right = np.equal(lengths, -2 if self.dim is None else self.dim)
         told = f"numbers, the other rows {self.dim}"
         _refuse(refused, ~right, "wrong_length", lambda row: f"column {name!r} holds {lengths[row]} {told}")
+        if self.dim is not None and not right.any():
+            return np.zeros((len(right), self.dim), np.float32)
         matrix = to_matrix(column if right.all() else column.filter(pa.array(right)))
         directed, bad = normalise(matrix)
         if bad.any():

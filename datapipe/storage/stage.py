@@ -11,6 +11,8 @@ is. So a process may be killed at any moment and started again: it makes what is
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -183,6 +185,27 @@ class StageDir:
             temporary.write_bytes(content)
             about["facts"] = dict(facts or {})
         return self._read(name)
+
+    def adopt(self, name: str, folder: Path) -> ShardInfo:
+        """Take over the shard `name` of another stage directory: a second link to its file where that is possible.
+
+        Raises:
+            IntegrityError: It is not there.
+            OutputError: This directory cannot be written.
+        """
+        present = self.done(name)
+        if present is not None:
+            return present
+        other = StageDir(folder, self.identity).done(name)
+        if other is None:
+            raise IntegrityError(f"{folder / name} is missing or incomplete; run without update")
+        with replacing(self.path / name) as temporary:
+            try:
+                os.link(folder / name, temporary)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(folder / name, temporary)
+        write_atomically(self._sidecar(name), canonical_json(other) + b"\n")
+        return other
 
     def finish(
         self, names: Sequence[str], *, facts: Mapping[str, Any] | None = None, manifest: str = MANIFEST

@@ -22,7 +22,8 @@ ERRORS = arrays(np.float32, integers(2, 300), elements=floats(0, 2, width=32))
 def unit(rows: int, *, seed: int, centre: float = 2.0) -> Float32:
     vectors = np.random.default_rng(seed).normal(size=(rows, 16))
     vectors[:, 0] += centre
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    scaled: Float32 = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return scaled
 
 
 def sums(errors: Float32) -> ErrorSums:

@@ -115,12 +115,17 @@ class Source(ABC):
         self._limits = limits
 
     def batches(
-        self, columns: Sequence[str] | None = None, *, rejected: Callable[[Rejected], None] | None = None
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        rejected: Callable[[Rejected], None] | None = None,
+        first_file: int = 0,
     ) -> Iterator[SourceBatch]:
         """Read all rows, file by file.
 
         Args:
             columns: Names to read, in the order wanted; None reads all.
+            first_file: Index in `files` of the first file that is read.
             rejected: Called with each record that is refused. None refuses the source instead.
 
         Returns:
@@ -132,7 +137,7 @@ class Source(ABC):
             LimitError: A file decodes to more than the limits allow.
         """
         schema = self._projection(columns)
-        return (batch for file in range(len(self.files)) for batch in self._read(file, schema, rejected))
+        return (batch for file in range(first_file, len(self.files)) for batch in self._read(file, schema, rejected))
 
     def digests(self, known: MutableMapping[str, str] | None = None) -> tuple[str, ...]:
         """sha256 of each file's bytes, 64 hexadecimal digits each, in the order of `files`.

@@ -48,10 +48,14 @@ MAIN = "simclr"
 RATES = (0.3, 0.6, 1.2)
 VIEWS = ((2, 0), (2, 8), (4, 12))
 """Greatest shift of the crop and side of the blanked square that are tried."""
-LENGTHS = ((500, 512), (2000, 512), (2000, 256))
+LENGTHS = ((500, 512), (3000, 512), (3000, 256))
 """Steps and rows of a batch that are tried beside those of the recipe, for the record."""
 EARLY = ((0.05, 0.1), (0.3, 0.5), (0.2, 0.7, 0.9))
 """Fractions in the order in which they are measured: the table is useful before it is whole."""
+STEPS = (1000, 1500, 2000)
+SPEED_STEPS = 200
+MOST_SECONDS = 2.5
+"""A training may take so long at most, by which the steps of all are chosen among `STEPS`."""
 WORTH = 1.25
 """Times by which compiling must be faster, for each process pays a minute for it."""
 
@@ -87,7 +91,8 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, default=0, help="0 takes what `speed` found.")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--fractions", default=",".join(map(str, FRACTIONS)))
-    for name in ("steps", "batch_rows", "width"):
+    parser.add_argument("--steps", type=int, default=0, help="0 takes as many as `speed` found time for.")
+    for name in ("batch_rows", "width"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(ImageRecipe(), name))
     options = parser.parse_args()
     options.deadline = time.perf_counter() + options.limit_seconds
@@ -140,7 +145,8 @@ def speed(options: argparse.Namespace) -> None:
         if time.perf_counter() > options.deadline or ((lanes, compiled) == (2, True) and not _worth(found)):
             continue
         data = (images, labels, train, np.flatnonzero(held))
-        trainer = _trainer(options, data, _recipe(options), lanes=lanes, compiled=compiled)
+        recipe = replace(_recipe(options), steps=options.steps or SPEED_STEPS)
+        trainer = _trainer(options, data, recipe, lanes=lanes, compiled=compiled)
         arms = [np.arange(len(train))] * lanes
         try:
             trainer.train_many(arms, range(lanes))
@@ -149,13 +155,14 @@ def speed(options: argparse.Namespace) -> None:
         except Exception as error:  # noqa: BLE001 - a way that fails here is one not taken
             print(f"lanes {lanes}, compiled {compiled}: {type(error).__name__}: {error}"[:600], flush=True)
             continue
-        found[lanes, compiled] = (time.perf_counter() - started) / lanes
-        print(f"lanes {lanes}, compiled {compiled}: {found[lanes, compiled]:.3f} s a training", flush=True)
+        found[lanes, compiled] = (time.perf_counter() - started) / lanes / recipe.steps
+        print(f"lanes {lanes}, compiled {compiled}: {1000 * found[lanes, compiled]:.3f} ms a step", flush=True)
     plain = {key: value for key, value in found.items() if not key[1]}
     best = min(plain, key=lambda key: plain[key])
     if _worth(found):
         best = min(found, key=lambda key: found[key])
-    told = {"lanes": best[0], "compiled": best[1], "seconds": {f"{a} {b}": value for (a, b), value in found.items()}}
+    told = {"lanes": best[0], "compiled": best[1], "seconds_a_step": found[best]}
+    told |= {"tried": {f"{a} {b}": value for (a, b), value in found.items()}}
     (options.work / "speed.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
 
 
@@ -165,7 +172,7 @@ def tune(options: argparse.Namespace) -> None:
     part, validation = _parts(held)
     base = _recipe(options)
     recipes = [replace(base, shift=shift, cutout=cutout) for shift, cutout in VIEWS]
-    recipes += [replace(base, steps=steps, batch_rows=rows) for steps, rows in LENGTHS if options.steps > 100]
+    recipes += [replace(base, steps=steps, batch_rows=rows) for steps, rows in LENGTHS if base.steps in STEPS]
     for recipe in recipes:
         rates = RATES if (recipe.steps, recipe.batch_rows) == (base.steps, base.batch_rows) else (0.6,)
         tasks = []
@@ -366,7 +373,7 @@ def _parts(held: NDArray[np.bool_]) -> tuple[Int64, Int64]:
 
 
 def _recipe(options: argparse.Namespace) -> ImageRecipe:
-    recipe = ImageRecipe(steps=options.steps, batch_rows=options.batch_rows, width=options.width)
+    recipe = ImageRecipe(steps=options.steps or _steps(options), batch_rows=options.batch_rows, width=options.width)
     # Clothes are shown upright and facing as they lie.
     return recipe if "mnist" not in _name(options) else replace(recipe, cutout=6)
 
@@ -376,6 +383,14 @@ def _frozen(options: argparse.Namespace, fraction: float) -> ImageRecipe:
     path = options.work / "recipes.json"
     told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return replace(_recipe(options), **told.get(str(fraction), {}))
+
+
+def _steps(options: argparse.Namespace) -> int:
+    path = options.work / "speed.json"
+    if not path.is_file():
+        return STEPS[0]
+    each = json.loads(path.read_text(encoding="utf-8"))["seconds_a_step"]
+    return max((steps for steps in STEPS if steps * each <= MOST_SECONDS), default=STEPS[0])
 
 
 def _fastest(options: argparse.Namespace) -> tuple[int, bool]:

@@ -8,7 +8,6 @@ bytes a row, and the sample. Raises `ColumnError` for columns that are not there
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from datapipe.storage.source import Source
 
 SAMPLE_ROWS = 1000
-NEAR = 0.98
-"""Cosine from which two rows count as near copies; the default of `protect_threshold`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +38,7 @@ class Facts:
         smallest_class: Rows of the smallest class; None likewise.
         largest_class: Rows of the largest class; None likewise.
         repeats: Part of the rows that repeat another one's content exactly, 0 ... 1.
-        near_repeats: Part of the sample that has another row of the sample at a cosine of `NEAR` or more; in the whole
+        near_repeats: Part of the sample that has another row of the sample at a cosine of 0.98 or more; in the whole
             set it can only be more. None without vectors.
         sampled: Rows of the sample; 0 without vectors.
         dimensions: Effective dimensions of the sample's unit vectors: (sum l)^2 / sum l^2 over the eigenvalues l of
@@ -255,51 +252,7 @@ def _facts(seen: _Pass, modality: Modality, sample: Sample | None, *, labelled: 
             "largest_class": max(counts.values(), default=0),
         }
     if sample is not None and len(sample.vectors) > 1:
+        from datapipe.advisor.geometry import geometry
+
         facts |= geometry(sample.vectors)
     return Facts(**facts)
-
-
-def geometry(vectors: Float32) -> dict[str, Any]:
-    """Measure unit vectors, float32 (rows, dim), rows >= 2; the fields of `Facts` from `near_repeats` on.
-
-    Products have one thread each, so that the same rows have the same facts on any number of cores.
-    """
-    import numpy as np
-
-    from datapipe.metrics.assign import Assigner
-    from datapipe.metrics.kmeans import spherical_kmeans
-    from datapipe.metrics.pool import ChunkPool
-    from datapipe.metrics.prototypes import default_k
-
-    found: dict[str, float] = {}
-    pool = ChunkPool(1)
-    try:
-        pool.map(lambda _: found.update(_spread(vectors)), [0])
-        k = default_k(len(vectors))
-        with Assigner(spherical_kmeans(vectors, k=k, seed=0, threads=1), pool=pool) as assigner:
-            clusters = assigner.assign(vectors)[1]
-    finally:
-        pool.close()
-    shares = np.bincount(clusters, minlength=k) / len(vectors)
-    shares = shares[shares > 0]
-    entropy = float(-(shares * np.log(shares)).sum())
-    return {
-        **found,
-        "sampled": len(vectors),
-        "cluster_balance": entropy / math.log(k) if k > 1 else 1.0,
-    }
-
-
-def _spread(vectors: Float32) -> dict[str, float]:
-    """Part of the rows with a near copy, and effective dimensions: trace(C)^2 / |C|^2 of the covariance C."""
-    import torch
-
-    rows = torch.from_numpy(vectors).double()
-    nearest = (rows @ rows.T).fill_diagonal_(-1.0).amax(1)
-    centred = rows - rows.mean(0)
-    covariance = centred.T @ centred
-    squares = float(covariance.square().sum())
-    return {
-        "near_repeats": float((nearest >= NEAR).double().mean()),
-        "dimensions": float(covariance.trace()) ** 2 / squares if squares else 0.0,
-    }

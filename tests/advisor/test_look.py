@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 import datapipe
-from datapipe.advisor.look import geometry
+from datapipe.advisor.geometry import geometry
 from datapipe.advisor.record import evidence_from
 from datapipe.errors import BudgetError, ColumnError, ConfigError, MetricError
 from datapipe.selection.evidence import load_evidence

@@ -53,7 +53,7 @@ class TrainHeads(SetStage):
     """Heads on frozen vectors, watched while they learn."""
 
     name: ClassVar[str] = "dynamics"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     settings: DynamicsConfig
     rows: RowInputs
@@ -104,7 +104,7 @@ class ReadDynamics(SetStage):
     """The user's own dynamics, from a file of `DynamicsRecorder`."""
 
     name: ClassVar[str] = "dynamics"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     path: str
     sha256: str = field(default="")

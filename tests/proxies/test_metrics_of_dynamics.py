@@ -49,8 +49,8 @@ def test_grand_is_the_length_of_the_gradient_that_autograd_finds() -> None:
         assert float(found[row]) == pytest.approx(float(length))
 
 
-def test_el2n_is_read_at_a_tenth_of_the_epochs() -> None:
-    assert [early_epoch(n) for n in (1, 10, 11, 20, 30)] == [0, 0, 1, 1, 2]
+def test_el2n_is_read_at_a_quarter_of_the_epochs() -> None:
+    assert [early_epoch(n) for n in (1, 4, 5, 20, 30)] == [0, 0, 1, 4, 7]
     assert el2n(np.array([[0.5], [0.25], [0.125]] * 7))[0] == 0.125
 
 

@@ -32,6 +32,8 @@ PRESETS = {
 """Method slug: preset of the selection engine, score that it reads."""
 OURS = {"default_label_free": "label_free", "default_labels": "labels"}
 """Method slug: which choice on validation images it takes."""
+ATTEMPTS = {"elfs_network": "clusters"}
+"""A further one, in a table of its own: AUM of the network itself, trained on cluster labels as in ELFS."""
 BY_VECTORS = ("prototypes_hard", "prototypes_easy", "default_label_free")
 """Methods that read vectors and no labels: their strata are never classes, and each encoder has its rows."""
 SUPERVISED = ("el2n", "ccs", "dual", "default_labels")
@@ -81,12 +83,13 @@ def setting_of(method: str, fraction: float, ours: Mapping[str, Mapping[str, Any
     """Return the setting of a method.
 
     Args:
-        method: One of `METHODS`.
+        method: One of `METHODS` or `ATTEMPTS`.
         fraction: Of the rows that are kept.
         ours: What `candidates` led to: by choice and by fraction as a string, settings as plain values.
     """
-    if method in OURS:
-        return setting_from(ours[OURS[method]][str(fraction)])
+    choice = (OURS | ATTEMPTS).get(method)
+    if choice is not None:
+        return setting_from(ours[choice][str(fraction)])
     name, score = PRESETS[method]
     groups = () if method in BY_VECTORS else ("label",)
     plan, group = get_preset(name).settings(fraction, groups=groups)
@@ -94,7 +97,7 @@ def setting_of(method: str, fraction: float, ours: Mapping[str, Mapping[str, Any
 
 
 def candidates(fraction: float, choice: str) -> dict[str, Setting]:
-    """Settings to choose from at a fraction, by name; the choice is `label_free` or `labels`."""
+    """Settings to choose from at a fraction, by name; the choice is a value of `OURS` or `ATTEMPTS`."""
     windows = next(starts for most, starts in _WINDOWS if fraction <= most)
     more = _MORE if fraction <= FEW else windows[::2]
     found = {}
@@ -111,6 +114,11 @@ def candidates(fraction: float, choice: str) -> dict[str, Setting]:
                 found[name] = Setting(score="pseudo_label_aum", plan=balanced, group="cluster")
                 found[f"knn_density from {start}"] = Setting(score="knn_density", plan=plan)
         found["coverage"] = Setting(score="coverage", plan=Plan(order="hard"))
+        return found
+    if choice == "clusters":
+        for start in more:
+            plan = Plan(order="hard", trim_hard=start)
+            found[f"cluster_course from {start}"] = Setting(score="cluster_course", plan=plan)
         return found
     found["random in classes"] = Setting(score="aum", plan=Plan(order="random", strata="group"), group="label")
     for start in windows:

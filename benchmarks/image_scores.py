@@ -28,7 +28,7 @@ NEIGHBOURS = 10
 
 
 def courses(trainer: ImageTrainer, labels: Int64, *, trainings: int) -> dict[str, Float32]:
-    """`COURSES`, each the mean of some trainings on all rows that were watched `ROUNDS` times."""
+    """`COURSES`, each the mean of some trainings on all rows, by these labels, that were watched `ROUNDS` times."""
     import torch
 
     from datapipe.metrics.dynamics import metrics_of
@@ -44,7 +44,7 @@ def courses(trainer: ImageTrainer, labels: Int64, *, trainings: int) -> dict[str
             for name, values in each.items():
                 values.append(getattr(said, name).numpy())
 
-        trainer.train(rows, seed=COURSE_SEED + training, watch=watch, rounds=ROUNDS)
+        trainer.train(rows, seed=COURSE_SEED + training, labels=labels, watch=watch, rounds=ROUNDS)
         course = {name: np.stack(values) for name, values in each.items()}
         course |= {name: course[name][-1] for name in ("gap", "entropy")}
         for name, values in metrics_of(course).items():
@@ -110,7 +110,9 @@ def save(folder: Path, scores: dict[str, Float32], seconds: dict[str, float], *,
     folder.mkdir(parents=True, exist_ok=True)
     for name, values in scores.items():
         np.save(folder / f"{prefix}{name}.npy", values)
-    (folder / f"{prefix}seconds.json").write_text(json.dumps(seconds) + "\n", encoding="utf-8")
+    told = folder / f"{prefix}seconds.json"
+    known = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
+    told.write_text(json.dumps(known | seconds) + "\n", encoding="utf-8")
 
 
 def read(folder: Path, encoder: str) -> tuple[dict[str, Float32], dict[str, Int32], dict[str, float]]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-RAW = ("pruning_images_tuning", "pruning_images_choice", "pruning_images")
+RAW = ("pruning_images_tuning", "pruning_images_choice", "pruning_images", "pruning_images_attempts")
 _TUNED = ("learning_rate", "shift", "cutout")
 
 

@@ -1,7 +1,7 @@
 """Accuracy of a small ResNet on pruned CIFAR-10 or Fashion-MNIST, at equal steps and batch, for a GPU host.
 
     pictures -> speed -> tune -> settle   recipes for random rows alone, on validation images
-    pictures -> courses, vectors -> scores -> choose -> settle   settings of our defaults, on validation images
+    pictures -> courses, vectors -> scores, cluster_courses -> choose -> settle   settings of our defaults, likewise
     scores, recipes, settings -> run -> merge   trainings on the test split, once
 
 Run: python -m benchmarks.pruning_images STAGE --work FOLDER [--file FILE.parquet] [--shard 0/2] ... Each stage reads
@@ -17,8 +17,7 @@ import argparse
 import json
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,20 +25,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks import image_scores, image_tables
-from benchmarks.common import record
-from benchmarks.image_plans import BY_VECTORS, FEW, FRACTIONS, METHODS, OURS, candidates, chosen, setting_of
-from datapipe.proof.images import ImageRecipe, ImageTrainer
-from datapipe.proof.statistics import worst_class
-from datapipe.storage.digest import digest_of
+from benchmarks.image_plans import ATTEMPTS, BY_VECTORS, FEW, FRACTIONS, METHODS, OURS, candidates, chosen, setting_of
+from benchmarks.image_trainings import (
+    CLASSES,
+    STEPS,
+    Task,
+    frozen,
+    measure,
+    name_of,
+    opened,
+    parts_of,
+    recipe_of,
+    trainer_of,
+)
+from datapipe.proof.images import ImageRecipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
     from datapipe.storage.arrays import Int64
 
-CLASSES = 10
 RAW_SIDE = 28
 COURSES = 3
 CHOICE_SEEDS = 2
@@ -52,39 +59,22 @@ LENGTHS = ((500, 512), (3000, 512), (3000, 256))
 """Steps and rows of a batch that are tried beside those of the recipe, for the record."""
 EARLY = ((0.05, 0.1), (0.3, 0.5), (0.2, 0.7, 0.9))
 """Fractions in the order in which they are measured: the table is useful before it is whole."""
-STEPS = (1000, 1500, 2000)
 SPEED_STEPS = 200
-MOST_SECONDS = 2.5
-"""A training may take so long at most, by which the steps of all are chosen among `STEPS`."""
 WORTH = 1.25
 """Times by which compiling must be faster, for each process pays a minute for it."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A training to measure.
-
-    Attributes:
-        config: What decides it.
-        rows: Gives the rows to learn from.
-        told: What else its row says.
-    """
-
-    config: dict[str, Any]
-    rows: Callable[[], Int64]
-    told: dict[str, Any] = field(default_factory=dict)
 
 
 def main() -> None:
     """Do one stage, as far as the time allows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    stages = {each.__name__: each for each in (pictures, speed, tune, courses, vectors, scores, choose, settle, run)}
+    stages = {each.__name__: each for each in _STAGES}
     parser.add_argument("stage", choices=(*stages, "merge"))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--file", type=Path)
     parser.add_argument("--rows", type=int, help="Training images, evenly taken; for a rehearsal.")
     parser.add_argument("--model", type=Path, help="Folder of a vision model, for `vectors`.")
     parser.add_argument("--encoder", default=MAIN)
+    parser.add_argument("--attempts", action="store_true", help="Have `run` measure the further attempts instead.")
     parser.add_argument("--shard", default="0/1")
     parser.add_argument("--limit-seconds", type=float, default=550.0)
     parser.add_argument("--device", default="cuda")
@@ -138,15 +128,15 @@ def load(file: Path) -> tuple[NDArray[np.uint8], Int64, NDArray[np.bool_]]:
 
 def speed(options: argparse.Namespace) -> None:
     """Seconds of a training by lanes, and with a compiled network; the best goes to speed.json."""
-    images, labels, held = _opened(options)
+    images, labels, held = opened(options)
     train = np.flatnonzero(~held)
     found: dict[tuple[int, bool], float] = {}
     for lanes, compiled in ((1, False), (2, False), (3, False), (1, True), (2, True)):
         if time.perf_counter() > options.deadline or ((lanes, compiled) == (2, True) and not _worth(found)):
             continue
         data = (images, labels, train, np.flatnonzero(held))
-        recipe = replace(_recipe(options), steps=options.steps or SPEED_STEPS)
-        trainer = _trainer(options, data, recipe, lanes=lanes, compiled=compiled)
+        recipe = replace(recipe_of(options), steps=options.steps or SPEED_STEPS)
+        trainer = trainer_of(options, data, recipe, lanes=lanes, compiled=compiled)
         arms = [np.arange(len(train))] * lanes
         try:
             trainer.train_many(arms, range(lanes))
@@ -161,16 +151,16 @@ def speed(options: argparse.Namespace) -> None:
     best = min(plain, key=lambda key: plain[key])
     if _worth(found):
         best = min(found, key=lambda key: found[key])
-    told = {"lanes": best[0], "compiled": best[1], "seconds_a_step": found[best]}
+    told: dict[str, Any] = {"lanes": best[0], "compiled": best[1], "seconds_a_step": found[best]}
     told |= {"tried": {f"{a} {b}": value for (a, b), value in found.items()}}
     (options.work / "speed.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
 
 
 def tune(options: argparse.Namespace) -> None:
     """Try recipes for random rows alone, on the validation images."""
-    images, labels, held = _opened(options)
-    part, validation = _parts(held)
-    base = _recipe(options)
+    images, labels, held = opened(options)
+    part, validation = parts_of(held)
+    base = recipe_of(options)
     recipes = [replace(base, shift=shift, cutout=cutout) for shift, cutout in VIEWS]
     recipes += [replace(base, steps=steps, batch_rows=rows) for steps, rows in LENGTHS if base.steps in STEPS]
     for recipe in recipes:
@@ -180,22 +170,36 @@ def tune(options: argparse.Namespace) -> None:
             rows = _shuffled(len(part), 0)[: round(fraction * len(part))]
             for rate in rates:
                 tried = {**asdict(recipe), "learning_rate": rate}
-                config = {"dataset": _name(options), "fraction": fraction, "recipe": tried, "seed": 0}
+                config = {"dataset": name_of(options), "fraction": fraction, "recipe": tried, "seed": 0}
                 tasks.append(Task(config, partial(np.sort, rows)))
-        _measure("pruning_images_tuning", tasks, recipe, options, (images, labels, part, validation))
+        measure("pruning_images_tuning", tasks, recipe, options, (images, labels, part, validation))
 
 
 def courses(options: argparse.Namespace) -> None:
     """Scores of short trainings, of all training images and of those without the validation images."""
-    images, labels, held = _opened(options)
-    part, _ = _parts(held)
+    images, labels, held = opened(options)
+    part, _ = parts_of(held)
     for name, rows in (("train", np.flatnonzero(~held)), ("part", part)):
         started = time.perf_counter()
         data = (images, labels, rows, np.flatnonzero(held))
-        trainer = _trainer(options, data, _recipe(options), lanes=1)
+        trainer = trainer_of(options, data, recipe_of(options), lanes=1)
         found = image_scores.courses(trainer, labels[rows], trainings=COURSES)
         seconds = dict.fromkeys(found, time.perf_counter() - started)
         image_scores.save(options.work / "scores" / name, found, seconds)
+
+
+def cluster_courses(options: argparse.Namespace) -> None:
+    """AUM of trainings that learn the clusters of an encoder's vectors; one part of the rows a shard."""
+    images, labels, held = opened(options)
+    part, _ = parts_of(held)
+    shard, shards = (int(each) for each in options.shard.split("/"))
+    for name, rows in (("part", part), ("train", np.flatnonzero(~held)))[shard::shards]:
+        started = time.perf_counter()
+        clusters = np.load(options.work / "scores" / name / f"{options.encoder}.cluster.npy").astype(np.int64)
+        trainer = trainer_of(options, (images, labels, rows, np.flatnonzero(held)), recipe_of(options), lanes=1)
+        found = {"cluster_course": image_scores.courses(trainer, clusters, trainings=COURSES)["aum"]}
+        seconds = {"cluster_course": time.perf_counter() - started}
+        image_scores.save(options.work / "scores" / name, found, seconds, prefix=f"{options.encoder}.")
 
 
 def vectors(options: argparse.Namespace) -> None:
@@ -204,7 +208,7 @@ def vectors(options: argparse.Namespace) -> None:
 
     from datapipe.workers import ImageItem, LocalWorker, ModelSpec
 
-    images, _, _ = _opened(options)
+    images, _, _ = opened(options)
     items = [ImageItem(_png(Image.fromarray(each.squeeze()).convert("RGB"))) for each in images]
     spec = ModelSpec(name=options.encoder, source=str(options.model), task="embed_image")
     with LocalWorker([spec], device=options.device) as worker:
@@ -216,9 +220,9 @@ def vectors(options: argparse.Namespace) -> None:
 
 def scores(options: argparse.Namespace) -> None:
     """Scores of an encoder's vectors, of all training images and of those without the validation images."""
-    _, _, held = _opened(options)
+    _, _, held = opened(options)
     whole = np.load(options.work / f"vectors-{options.encoder}.npy")
-    part, _ = _parts(held)
+    part, _ = parts_of(held)
     for name, rows in (("train", np.flatnonzero(~held)), ("part", part)):
         found, clusters, seconds = image_scores.of_vectors(
             whole[rows], classes=CLASSES, threads=len(os.sched_getaffinity(0))
@@ -230,17 +234,17 @@ def scores(options: argparse.Namespace) -> None:
 
 def choose(options: argparse.Namespace) -> None:
     """Measure the candidates of our defaults on the validation images."""
-    images, labels, held = _opened(options)
-    part, validation = _parts(held)
+    images, labels, held = opened(options)
+    part, validation = parts_of(held)
     found, groups, _ = image_scores.read(options.work / "scores" / "part", options.encoder)
     groups = {**groups, "label": labels[part].astype(np.int32)}
     for fraction in _in_order(options.fractions):
-        recipe, tasks = _frozen(options, fraction), []
-        for choice in OURS.values():
+        recipe, tasks = frozen(options, fraction), []
+        for choice in (OURS | ATTEMPTS).values():
             for name, setting in candidates(fraction, choice).items():
                 for seed in range(CHOICE_SEEDS if fraction <= FEW else 1):
                     config = {
-                        "dataset": _name(options),
+                        "dataset": name_of(options),
                         "encoder": options.encoder,
                         "fraction": fraction,
                         "choice": choice,
@@ -251,7 +255,7 @@ def choose(options: argparse.Namespace) -> None:
                     }
                     rows = partial(chosen, setting, found, groups, fraction=fraction, seed=seed)
                     tasks.append(Task(config, rows))
-        _measure("pruning_images_choice", tasks, recipe, options, (images, labels, part, validation))
+        measure("pruning_images_choice", tasks, recipe, options, (images, labels, part, validation))
 
 
 def settle(options: argparse.Namespace) -> None:
@@ -261,19 +265,20 @@ def settle(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train on what each method keeps, and look at the test split."""
-    images, labels, held = _opened(options)
+    images, labels, held = opened(options)
     train, test = np.flatnonzero(~held), np.flatnonzero(held)
     found, groups, seconds = image_scores.read(options.work / "scores" / "train", options.encoder)
     groups = {**groups, "label": labels[train].astype(np.int32)}
     ours = json.loads((options.work / "settings.json").read_text(encoding="utf-8"))
-    methods = METHODS if options.encoder == MAIN else BY_VECTORS
-    for fraction in (*([1.0] if options.encoder == MAIN else []), *_in_order(options.fractions)):
-        recipe, tasks = _frozen(options, fraction), []
+    methods: Sequence[str] = METHODS if options.encoder == MAIN else BY_VECTORS
+    name, methods = ("pruning_images_attempts", tuple(ATTEMPTS)) if options.attempts else ("pruning_images", methods)
+    for fraction in (*([1.0] if "random" in methods else []), *_in_order(options.fractions)):
+        recipe, tasks = frozen(options, fraction), []
         for seed in range(options.seeds):
             for method in methods if fraction < 1 else ("full",):
                 setting = setting_of(method, fraction, ours) if fraction < 1 else None
                 config = {
-                    "dataset": _name(options),
+                    "dataset": name_of(options),
                     "encoder": options.encoder,
                     "fraction": fraction,
                     "method": method,
@@ -286,119 +291,7 @@ def run(options: argparse.Namespace) -> None:
                 if setting is not None:
                     rows = partial(chosen, setting, found, groups, fraction=fraction, seed=seed)
                 tasks.append(Task(config, rows, {"scoring_seconds": cost}))
-        _measure("pruning_images", tasks, recipe, options, (images, labels, train, test))
-
-
-def _measure(
-    name: str,
-    tasks: Sequence[Task],
-    recipe: ImageRecipe,
-    options: argparse.Namespace,
-    data: tuple[NDArray[np.uint8], Int64, Int64, Int64],
-) -> None:
-    """Train this shard's tasks that no row tells of; their rows count from the first of the training rows."""
-    _, labels, _, test = data
-    shard, shards = (int(each) for each in options.shard.split("/"))
-    known = {row["digest"] for row in image_tables.rows_of(options.work, name)}
-    tasks = [task for task in tasks[shard::shards] if digest_of(task.config) not in known]
-    if not tasks or time.perf_counter() > options.deadline:
-        return
-    trainer = _trainer(options, data, recipe)
-    lanes = _fastest(options)[0]
-    with ThreadPoolExecutor(4) as pool:
-        # Rows are chosen on the host while the device trains on those before.
-        rows = [pool.submit(task.rows) for task in tasks]
-        for start in range(0, len(tasks), lanes):
-            some, arms = tasks[start : start + lanes], [each.result() for each in rows[start : start + lanes]]
-            started = time.perf_counter()
-            if started > options.deadline:
-                pool.shutdown(cancel_futures=True)
-                return
-            rates = [task.config["recipe"]["learning_rate"] for task in some]
-            predicted = trainer.train_many(arms, [task.config["seed"] for task in some], rates=rates)
-            took = (time.perf_counter() - started) / len(some)
-            for task, arm, own in zip(some, arms, predicted, strict=True):
-                row = {
-                    "rows": len(arm),
-                    "accuracy": 100 * float((own == labels[test]).mean()),
-                    "worst_class": 100 * worst_class(own, labels[test], classes=CLASSES),
-                    "seconds": took,
-                }
-                record(name, {**row, **task.told}, task.config)
-
-
-_last: dict[str, ImageTrainer] = {}
-"""The trainer in use: one of the same recipe, whatever its learning rate, need not be opened again."""
-
-
-def _trainer(
-    options: argparse.Namespace,
-    data: tuple[NDArray[np.uint8], Int64, Int64, Int64],
-    recipe: ImageRecipe,
-    *,
-    lanes: int | None = None,
-    compiled: bool | None = None,
-) -> ImageTrainer:
-    images, labels, train, test = data
-    fastest = _fastest(options)
-    ways = {
-        "lanes": fastest[0] if lanes is None else lanes,
-        "compiled": fastest[1] if compiled is None else compiled,
-    }
-    key = digest_of({"recipe": asdict(replace(recipe, learning_rate=1.0)), "rows": len(train), **ways})
-    if key not in _last:
-        _last.clear()
-        _last[key] = ImageTrainer(
-            images[train],
-            labels[train],
-            images[test],
-            classes=CLASSES,
-            recipe=recipe,
-            device=options.device,
-            **ways,  # type: ignore[arg-type]
-        )
-    return _last[key]
-
-
-def _opened(options: argparse.Namespace) -> tuple[NDArray[np.uint8], Int64, NDArray[np.bool_]]:
-    images, labels, held = (np.load(options.work / f"{name}.npy") for name in ("images", "labels", "held"))
-    return images, labels, held
-
-
-def _parts(held: NDArray[np.bool_]) -> tuple[Int64, Int64]:
-    """Training rows without the validation rows, and those."""
-    train = np.random.Generator(np.random.Philox(7)).permutation(np.flatnonzero(~held))
-    count = len(train) // 10
-    return np.sort(train[count:]), np.sort(train[:count])
-
-
-def _recipe(options: argparse.Namespace) -> ImageRecipe:
-    recipe = ImageRecipe(steps=options.steps or _steps(options), batch_rows=options.batch_rows, width=options.width)
-    # Clothes are shown upright and facing as they lie.
-    return recipe if "mnist" not in _name(options) else replace(recipe, cutout=6)
-
-
-def _frozen(options: argparse.Namespace, fraction: float) -> ImageRecipe:
-    """The recipe of a fraction, with the steps, batch and width of the command line."""
-    path = options.work / "recipes.json"
-    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return replace(_recipe(options), **told.get(str(fraction), {}))
-
-
-def _steps(options: argparse.Namespace) -> int:
-    path = options.work / "speed.json"
-    if not path.is_file():
-        return STEPS[0]
-    each = json.loads(path.read_text(encoding="utf-8"))["seconds_a_step"]
-    return max((steps for steps in STEPS if steps * each <= MOST_SECONDS), default=STEPS[0])
-
-
-def _fastest(options: argparse.Namespace) -> tuple[int, bool]:
-    path = options.work / "speed.json"
-    if options.lanes or not path.is_file():
-        return max(1, options.lanes), False
-    told = json.loads(path.read_text(encoding="utf-8"))
-    return int(told["lanes"]), bool(told["compiled"])
+        measure(name, tasks, recipe, options, (images, labels, train, test))
 
 
 def _worth(found: dict[tuple[int, bool], float]) -> bool:
@@ -418,14 +311,11 @@ def _png(image: Any) -> bytes:
     return sink.getvalue()
 
 
-def _name(options: argparse.Namespace) -> str:
-    name: str = (options.work / "name").read_text(encoding="utf-8")
-    return name
-
-
 def _shuffled(count: int, seed: int) -> Int64:
     return np.random.Generator(np.random.Philox(key=[seed, 2])).permutation(count)
 
+
+_STAGES = (pictures, speed, tune, courses, vectors, scores, cluster_courses, choose, settle, run)
 
 if __name__ == "__main__":
     main()

@@ -9,11 +9,14 @@ DRAWS = 3
 
 
 def cluster_sizes(rows: int, *, prototypes: int | None) -> list[int]:
-    """Clusters of each clustering: `prototypes`, or sqrt(rows) within 8 ... 1,000; 2 ... rows / 2 in any case.
+    """Clusters of each clustering: `prototypes`, or 2 sqrt(rows) within 8 ... 1,000; 2 ... rows / 2 in any case.
+
+    Twice the root lost least of what knows no classes: one root, three sizes from half to twice, and one, two or four
+    clusters a class (validation rows of TREC and BANKING77; `benchmarks/results/pruning_settings.json`).
 
     Args:
         rows: Rows that there are to cluster, >= 2.
         prototypes: The number of classes, where it is known.
     """
-    k = prototypes or min(1000, max(8, math.isqrt(rows)))
+    k = prototypes or min(1000, max(8, 2 * math.isqrt(rows)))
     return [max(2, min(k, rows // 2))] * DRAWS

@@ -54,7 +54,7 @@ class ScorePseudoLabels(SetStage):
     """Cluster, learn the clusters, score."""
 
     name: ClassVar[str] = "score"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     settings: PseudoLabelConfig
     rows: RowInputs

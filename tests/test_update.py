@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 import datapipe
+from datapipe.curation import Curation
 from datapipe.errors import ConfigError, IntegrityError
 from tests.runs import contents, kept_ids
 from tests.runs import datapipe as command
@@ -123,6 +124,37 @@ def test_the_same_history_gives_the_same_bytes_and_once_more_changes_nothing(
     assert contents(run) == contents(other)
 
 
+def test_an_update_that_was_stopped_goes_on_where_it_stopped(
+    run: Path, first: Path, files: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(first, tmp_path / "other", symlinks=True)
+    before = {*run.glob("stages/*/manifest*.json")}
+    Curation(files / "other.parquet", out=run, update=True, **OPTIONS).run_stage("score")
+    ingest = next(path.parent for path in {*run.glob("stages/ingest-*/manifest.json")} - before)
+    for name in ("rows-00001-1.parquet", "rows-00001-1.parquet.json", "manifest.json"):
+        (ingest / name).unlink()
+    (ingest / ".rows-00001-1.parquet.17.partial").write_bytes(b"half")
+    datapipe.curate(files / "other.parquet", out=run, update=True, **OPTIONS)
+    datapipe.curate(files / "other.parquet", out=other, update=True, **OPTIONS)
+    assert contents(run) == contents(other)
+
+
+def test_texts_that_are_there_are_not_embedded_again(data: Path, tmp_path: Path) -> None:
+    texts = pl.read_parquet(data / "banking77.parquet").select("text").head(140)
+    old, new = tmp_path / "old.parquet", tmp_path / "new.parquet"
+    texts.head(100).write_parquet(old)
+    texts.tail(40).write_parquet(new)
+    before = datapipe.curate(old, out=tmp_path / "run", shard_rows=64)
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("stages/embed-*/*.parquet")}
+    result = datapipe.curate(new, out=tmp_path / "run", update=True, shard_rows=64)
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("stages/embed-*/*.parquet")}
+    assert shards.items() <= after.items()
+    assert stage(result, "embed")["key"] == stage(before, "embed")["key"]
+    assert stage(result, "embed")["rows"] == 140
+    assert result.counts == {"kept": 42, "over_budget": 98}
+    assert datapipe.verify(tmp_path / "run").ok
+
+
 def test_drift_adds_up_over_updates_until_it_is_certain(run: Path, tmp_path: Path) -> None:
     refits = []
     for part in range(3):
@@ -184,6 +216,34 @@ def test_a_metric_without_centroids_has_changes_and_no_drift(files: Path, tmp_pa
     assert result.update is not None
     assert (result.update["drift"], result.update["refit"]) == (None, None)
     assert set(result.update["changes"]["entered"]) <= {"new", "cut"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"metric": "knn_density", "dedup": "semantic"},
+        {"metric": "prototypes_supervised", "label_column": "label", "dedup": "exact"},
+        {"metric": "el2n", "label_column": "label", "keep_tokens": 900, "keep": None},
+    ],
+    ids=lambda options: options["metric"],
+)
+def test_without_centroids_an_update_keeps_what_a_run_over_all_files_keeps(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    def labelled(count: int, seed: int) -> pl.DataFrame:
+        return rows(count, seed=seed).with_columns(label=pl.Series([f"class {i % 3}" for i in range(count)]))
+
+    files = [tmp_path / "old.parquet", tmp_path / "new.parquet"]
+    labelled(300, 1).write_parquet(files[0])
+    pl.concat([labelled(40, 2), labelled(300, 1).head(20)]).write_parquet(files[1])
+    asked = OPTIONS | {"shard_rows": 64} | {name: value for name, value in options.items() if value is not None}
+    datapipe.curate(files[0], out=tmp_path / "run", **asked)
+    updated = datapipe.curate(files[1], out=tmp_path / "run", update=True, **asked)
+    whole = datapipe.curate([str(file) for file in files], out=tmp_path / "whole", **asked)
+    assert stage(updated, "ingest")["facts"]["generations"] == 2
+    assert updated.counts == whole.counts
+    for name in ("kept", "selection", "scores"):
+        assert getattr(updated, name).collect().equals(getattr(whole, name).collect())
 
 
 def test_an_update_that_cannot_continue_its_run_says_why(run: Path, files: Path, tmp_path: Path) -> None:

@@ -131,6 +131,11 @@ def candidates(fraction: float, choice: str) -> dict[str, Setting]:
     return found
 
 
+def choice_seeds(fraction: float) -> int:
+    """Trainings of each candidate."""
+    return 2 if fraction <= FEW else 1
+
+
 def chosen(
     setting: Setting, scores: Mapping[str, Float32], groups: Mapping[str, Int32], *, fraction: float, seed: int
 ) -> Int64:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import common
-from benchmarks.image_plans import BY_VECTORS, METHODS, SUPERVISED
+from benchmarks.image_plans import BY_VECTORS, METHODS, SUPERVISED, candidates, choice_seeds
 from datapipe.proof.statistics import compare_unpaired, interval
 
 if TYPE_CHECKING:
@@ -32,30 +32,49 @@ def rows_of(work: Path, name: str) -> list[Row]:
     return list(found.values())
 
 
-def settle(work: Path) -> None:
-    """Write the best recipe of each fraction for random rows, and the best settings; both by validation images."""
+def settle(work: Path, *, steps: int, batch_rows: int, tried: int) -> None:
+    """Freeze the best recipe for random rows and the best settings, by validation images, where all were measured.
+
+    Args:
+        work: Folder of the benchmark; what is frozen there stays.
+        steps: Of the recipes among which is chosen.
+        batch_rows: Of the same.
+        tried: How many of them there are.
+    """
     tuned: dict[float, list[Row]] = defaultdict(list)
     for row in rows_of(work, "pruning_images_tuning"):
-        tuned[row["fraction"]].append(row)
-    recipes = {}
+        if (row["recipe"]["steps"], row["recipe"]["batch_rows"]) == (steps, batch_rows):
+            tuned[row["fraction"]].append(row)
+    recipes = _frozen(work / "recipes.json")
     for fraction, rows in sorted(tuned.items()):
-        usual = rows[0]["recipe"]["steps"], rows[0]["recipe"]["batch_rows"]
-        same = [row for row in rows if (row["recipe"]["steps"], row["recipe"]["batch_rows"]) == usual]
-        best = max(same, key=lambda row: row["accuracy"])
+        if len(rows) < tried or str(fraction) in recipes:
+            continue
+        best = max(rows, key=lambda row: row["accuracy"])
         recipes[str(fraction)] = {name: best["recipe"][name] for name in _TUNED}
         print(f"kept {fraction}: {recipes[str(fraction)]}, {best['accuracy']:.2f} %")
-    if recipes:
-        (work / "recipes.json").write_text(json.dumps(recipes) + "\n", encoding="utf-8")
-    tried: dict[tuple[str, float, str], list[Row]] = defaultdict(list)
+    (work / "recipes.json").write_text(json.dumps(recipes) + "\n", encoding="utf-8")
+    _settle_choice(work)
+
+
+def _settle_choice(work: Path) -> None:
+    measured: dict[tuple[str, float], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows_of(work, "pruning_images_choice"):
-        tried[row["choice"], row["fraction"], row["candidate"]].append(row)
-    best_of: dict[str, dict[str, Row]] = defaultdict(dict)
-    scores = {key: _mean([row["accuracy"] for row in rows]) for key, rows in tried.items()}
-    for choice, fraction, candidate in sorted(scores, key=lambda key: scores[key]):
-        best_of[choice][str(fraction)] = tried[choice, fraction, candidate][0]["setting"]
-        print(f"{choice}, kept {fraction}: {candidate}, {scores[choice, fraction, candidate]:.2f} %")
-    if best_of:
-        (work / "settings.json").write_text(json.dumps(best_of) + "\n", encoding="utf-8")
+        measured[row["choice"], row["fraction"]][row["candidate"]].append(row)
+    settings = _frozen(work / "settings.json")
+    for (choice, fraction), found in sorted(measured.items()):
+        wanted = len(candidates(fraction, choice)) * choice_seeds(fraction)
+        if sum(map(len, found.values())) < wanted or str(fraction) in settings.get(choice, {}):
+            continue
+        scores = {name: _mean([row["accuracy"] for row in rows]) for name, rows in found.items()}
+        order = sorted(scores, key=lambda name: -scores[name])
+        settings.setdefault(choice, {})[str(fraction)] = found[order[0]][0]["setting"]
+        print(f"{choice}, kept {fraction}:", "; ".join(f"{name} {scores[name]:.2f} %" for name in order[:6]))
+    (work / "settings.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
+
+
+def _frozen(path: Path) -> dict[str, Any]:
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return known
 
 
 def merge(work: Path, *, main_encoder: str) -> None:

@@ -25,7 +25,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks import image_scores, image_tables
-from benchmarks.image_plans import ATTEMPTS, BY_VECTORS, FEW, FRACTIONS, METHODS, OURS, candidates, chosen, setting_of
+from benchmarks.image_plans import (
+    ATTEMPTS,
+    BY_VECTORS,
+    FRACTIONS,
+    METHODS,
+    OURS,
+    candidates,
+    choice_seeds,
+    chosen,
+    setting_of,
+)
 from benchmarks.image_trainings import (
     CLASSES,
     STEPS,
@@ -49,7 +59,6 @@ if TYPE_CHECKING:
 
 RAW_SIDE = 28
 COURSES = 3
-CHOICE_SEEDS = 2
 MAIN = "simclr"
 """Encoder whose rows hold the methods that read no vectors."""
 RATES = (0.3, 0.6, 1.2)
@@ -242,7 +251,7 @@ def choose(options: argparse.Namespace) -> None:
         recipe, tasks = frozen(options, fraction), []
         for choice in (OURS | ATTEMPTS).values():
             for name, setting in candidates(fraction, choice).items():
-                for seed in range(CHOICE_SEEDS if fraction <= FEW else 1):
+                for seed in range(choice_seeds(fraction)):
                     config = {
                         "dataset": name_of(options),
                         "encoder": options.encoder,
@@ -260,7 +269,9 @@ def choose(options: argparse.Namespace) -> None:
 
 def settle(options: argparse.Namespace) -> None:
     """Freeze the best recipe of each fraction, and then the best setting of our defaults."""
-    image_tables.settle(options.work)
+    recipe = recipe_of(options)
+    tried = len(VIEWS) * len(RATES)
+    image_tables.settle(options.work, steps=recipe.steps, batch_rows=recipe.batch_rows, tried=tried)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -276,6 +287,8 @@ def run(options: argparse.Namespace) -> None:
         recipe, tasks = frozen(options, fraction), []
         for seed in range(options.seeds):
             for method in methods if fraction < 1 else ("full",):
+                if (choice := (OURS | ATTEMPTS).get(method)) and str(fraction) not in ours.get(choice, {}):
+                    continue
                 setting = setting_of(method, fraction, ours) if fraction < 1 else None
                 config = {
                     "dataset": name_of(options),

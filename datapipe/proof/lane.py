@@ -162,16 +162,18 @@ class Lane:
 
     def _capture(self) -> None:
         """Record a step. The warm-up lets libraries choose kernels and allocate; the weights are loaded anew after."""
-        stream: Any = self._stream
-        stream.wait_stream(torch.cuda.current_stream(self._place))
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True), torch.cuda.device(self._place):
-            with torch.cuda.stream(stream):
+        self._stream.wait_stream(torch.cuda.current_stream(self._place))
+        before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+        try:
+            with torch.cuda.stream(self._stream):
                 for _ in range(_WARM_STEPS):
                     self._update()
-            stream.synchronize()
+            self._stream.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream):
+            with torch.cuda.graph(graph, stream=self._stream):
                 self._update()
+        finally:
+            torch.backends.cudnn.benchmark = before
         self._graph = graph
 
     def _update(self) -> None:

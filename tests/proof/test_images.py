@@ -113,6 +113,7 @@ def test_pictures_that_cannot_be_stacked_are_named() -> None:
         decode_images([])
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_lanes_that_overlap_on_a_gpu_learn_as_one_does() -> None:
     images, labels = fashion()

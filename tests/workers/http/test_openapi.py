@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from datapipe.workers.worker import LocalWorker
 
 
-def is_no_crash(context: Any, response: Any, case: schemathesis.Case) -> None:
+def is_no_crash(context: Any, response: Any, case: schemathesis.Case[Any]) -> None:
     """No 500, no 503; and 504 only for a client that was in a hurry."""
     hurried = "x-request-timeout" in (case.headers or {}) or "deadline" in (case.query or {})
     assert response.status_code < 500 or (response.status_code == 504 and hurried), response.text
@@ -65,6 +65,7 @@ def schema(worker: LocalWorker) -> Any:
 OPERATIONS = [
     ("POST", "/v1/embeddings"),
     ("POST", "/v1/prune"),
+    ("POST", "/v1/prune/calibration"),
     ("POST", "/v1/rerank"),
     ("POST", "/v2/rerank"),
     ("POST", "/rerank"),
@@ -93,7 +94,7 @@ def test_no_request_gets_an_answer_that_is_not_documented(
 
     @settings(max_examples=25, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=mode))
-    def every(case: schemathesis.Case) -> None:
+    def every(case: schemathesis.Case[Any]) -> None:
         case.validate_response(case.call(headers={"authorization": f"Bearer {KEY}"}), checks=CHECKS)
 
     every()

@@ -5,6 +5,7 @@ Task(config, rows) -> those of this shard that no row tells of -> as many at onc
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -86,8 +87,9 @@ def measure(
                 record(name, {**row, **task.told}, task.config)
 
 
-_last: dict[str, ImageTrainer] = {}
-"""The trainer in use: one of the same recipe, whatever its learning rate, need not be opened again."""
+_open: dict[str, ImageTrainer] = {}
+"""Trainers in use: one of the same recipe, whatever its learning rate, need not be opened again."""
+_MOST_OPEN = 3
 
 
 def trainer_of(
@@ -105,9 +107,11 @@ def trainer_of(
         "compiled": found[1] if compiled is None else compiled,
     }
     key = digest_of({"recipe": asdict(replace(recipe, learning_rate=1.0)), "rows": len(train), **ways})
-    if key not in _last:
-        _last.clear()
-        _last[key] = ImageTrainer(
+    if key not in _open:
+        if len(_open) == _MOST_OPEN:
+            del _open[next(iter(_open))]
+            gc.collect()
+        _open[key] = ImageTrainer(
             images[train],
             labels[train],
             images[test],
@@ -116,7 +120,7 @@ def trainer_of(
             device=options.device,
             **ways,  # type: ignore[arg-type]
         )
-    return _last[key]
+    return _open[key]
 
 
 def opened(options: argparse.Namespace) -> tuple[NDArray[np.uint8], Int64, NDArray[np.bool_]]:

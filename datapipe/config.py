@@ -216,6 +216,12 @@ class CurateConfig:
             raise ConfigError(_contradiction(self.preset, "balance", self.balance))
         if self.window_start not in {None, 0} and (not _is_share(self.window_start) or self.window_start == 1):
             raise ConfigError(f"window_start must be a fraction from 0 and below 1, got {self.window_start!r}")
+        fraction = budget_of(self).fraction
+        if self.window_start is not None and fraction is not None and self.window_start + fraction > 1 + 1e-9:
+            raise ConfigError(
+                f"a window from {self.window_start:g} on holds {1 - self.window_start:.3g} of the rows, and "
+                f"{fraction:g} are to be kept: lower window_start or keep"
+            )
         object.__setattr__(self, "metric", metric)
 
     def _check_budget(self) -> None:

@@ -98,3 +98,10 @@ def test_a_config_file_that_cannot_be_read_is_named(tmp_path: Path, content: str
         path.write_text(content)
     with pytest.raises(ConfigError, match=message):
         read_config_file(path)
+
+
+def test_a_window_that_is_too_small_for_what_is_to_be_kept_is_refused_before_a_row_is_read() -> None:
+    CurateConfig(preset="bws", window_start=0.7, keep=0.3)
+    CurateConfig(preset="bws", window_start=0.9, keep_rows=10)
+    with pytest.raises(ConfigError, match=r"a window from 0\.9 on holds 0\.1 of the rows, and 0\.3 are to be kept"):
+        CurateConfig(preset="bws", window_start=0.9)

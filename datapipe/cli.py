@@ -148,6 +148,10 @@ def curate(
     for warning in result.warnings:
         console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
     print_summary(result.out, timings=result.timings, console=Console())
+    if result.update is not None:
+        from datapipe.runs import update_in_words
+
+        console.print(update_in_words(result.update), highlight=False)
 
 
 @app.command()

@@ -173,6 +173,19 @@ def _stage_entry(output: StageOutput) -> dict[str, Any]:
     }
 
 
+def update_in_words(update: Mapping[str, Any]) -> str:
+    """What an update did, in one line: rows that came, whether the prototypes stayed, rows that changed side."""
+    changes, drift = update["changes"], update["drift"]
+    entered, left = (sum(changes[side].values()) for side in ("entered", "left"))
+    moved = f"{changes['rows_new']:,} rows came; {entered:,} entered the kept set and {left:,} left it"
+    if drift is None:
+        return moved
+    fate = "prototypes fitted again" if update["refit"] else "prototypes kept"
+    if drift["rise"] is None:
+        return f"{moved}; {fate}"
+    return f"{moved}; {fate}, error {drift['rise']:+.1%} (95 % interval {drift['low']:+.1%} to {drift['high']:+.1%})"
+
+
 def versions() -> dict[str, str]:
     """Versions of what the bytes of a run may depend on."""
     from importlib.metadata import version

@@ -143,7 +143,8 @@ def test_warnings_say_what_the_evidence_does_not_cover() -> None:
     assert "2.0% of 1,000 sampled rows" in warned(decide(facts(near_repeats=0.02, sampled=1000), keep=0.1))
     assert "1.5 effective dimensions only" in warned(decide(facts(dimensions=1.5), keep=0.1))
     assert "Larger models need less" in warned(decide(facts(), keep=0.1, parameters=7 * 10**9))
-    assert not decide(facts(), keep=0.1).warnings
+    assert "No image was embedded" in warned(decide(facts(), keep=0.1))
+    assert not decide(facts(sampled=1000), keep=0.1).warnings
 
 
 @pytest.mark.parametrize("keep", [0.0, -1.0, 1.1, float("nan")])

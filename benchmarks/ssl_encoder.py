@@ -25,6 +25,7 @@ from datapipe.proof.resnet import ResNet
 PEAK_RATE, MOMENTUM, DECAY, TEMPERATURE, NEIGHBOURS = 0.24, 0.9, 5e-4, 0.2, 20
 LEAST_AREA, COLOURED, GREYED = 0.1, 0.8, 0.2
 LUMA = (0.299, 0.587, 0.114)
+TOLD_EVERY = 1000
 _TIMED_FROM, _TIMED_TO = 20, 120
 """Steps that tell how many there is time for."""
 
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--seconds", type=float, default=250.0, help="Of training; sets the steps.")
     parser.add_argument("--steps", type=int, help="In place of seconds.")
+    parser.add_argument("--learning-rate", type=float, default=PEAK_RATE)
     parser.add_argument("--batch-rows", type=int, default=512)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--device", default="cuda")
@@ -110,7 +112,7 @@ def fit(
 ) -> int:
     """Train for the steps, or for as many as the seconds allow. Returns the steps."""
     weights = [each for part in (body, top) for each in part.parameters() if each.requires_grad]
-    optimizer = torch.optim.SGD(weights, lr=PEAK_RATE, momentum=MOMENTUM, weight_decay=DECAY)
+    optimizer = torch.optim.SGD(weights, lr=options.learning_rate, momentum=MOMENTUM, weight_decay=DECAY)
     place = whole.device
     step, steps, since = 0, options.steps or 20_000, time.perf_counter()
     while step < steps:
@@ -120,14 +122,19 @@ def fit(
             if step == _TIMED_TO:
                 steps = max(2 * step, int(options.seconds * (_TIMED_TO - _TIMED_FROM) / (now - since)))
             since = now
-        optimizer.param_groups[0]["lr"] = PEAK_RATE * one_cycle(step, steps, warm=0.1)
+        optimizer.param_groups[0]["lr"] = options.learning_rate * one_cycle(step, steps, warm=0.1)
         rows = train[torch.randint(len(train), (options.batch_rows,), device=place)]
         with torch.autocast(place.type, torch.bfloat16, enabled=place.type == "cuda"):
             projected = top(body.body(torch.cat([views(whole[rows]), views(whole[rows])])))
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(nt_xent(projected))
+        loss = nt_xent(projected)
+        torch.autograd.backward(loss)
         optimizer.step()
         step += 1
+        if step % TOLD_EVERY == 0 or step == steps:
+            print(f"step {step} of {steps}: loss {loss.item():.3f}", flush=True)
+            if not bool(loss.isfinite()):
+                raise SystemExit("the loss is no number: try a lower --learning-rate")
     return steps
 
 

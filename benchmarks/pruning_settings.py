@@ -193,6 +193,11 @@ class _Set:
                 ("hardest by pseudo_label_aum", lambda: self._by_clusters([root] * 3)),
             ):
                 yield _Setting(method, f"trim {trim:g}", scores, _hardest(trim))
+            told = "hardest by aum, half of an equal share a class"
+            yield _Setting(told, f"trim {trim:g}", self._aum, _hardest(trim, floor=True), self._classes)
+
+    def _classes(self) -> Int32:
+        return self.labels[self.train].astype(np.int32)
 
     def _label_free(self) -> Iterator[_Setting]:
         """Metrics that need no label, each as the hardest, the middle and the easiest rows, in strata and clusters."""
@@ -297,10 +302,18 @@ def _random() -> Iterator[_Setting]:
     yield _Setting("random", "", lambda: np.zeros(0, np.float32), lambda _: Plan(order="random"))
 
 
-def _hardest(trim: float) -> Callable[[float], Plan]:
+def _hardest(trim: float, *, floor: bool = False) -> Callable[[float], Plan]:
     from datapipe.selection.plan import Plan
 
-    return lambda fraction: Plan(order="hard", trim_hard=min(trim, 1 - fraction))
+    def plan(fraction: float) -> Plan:
+        most = min(trim, 1 - fraction)
+        return (
+            Plan(order="hard", trim_hard=most, strata="group", quota="fill")
+            if floor
+            else Plan(order="hard", trim_hard=most)
+        )
+
+    return plan
 
 
 def _beta(power: float, sharpness: float) -> Callable[[float], Plan]:

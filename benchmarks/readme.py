@@ -43,6 +43,7 @@ COLUMNS = {
         *("model", "way", "documents", "documents_per_s", "cpu_ms_a_document", "sentences", "unlike", "beyond_margin"),
         *("mean_difference", "largest_difference", "score_correlation"),
     ],
+    "pruning_gains": ["dataset", "fraction", "method", "random", "accuracy", "gain", "half_width"],
     "provence_training": ["model", "seconds", "held_macro", "loss"],
     "provence_tune": ["name", "tiling", "useful_tflops", "relative_error"],
     "provence_speed_latency": ["device", "model", "passages", "p50_ms", "p95_ms", "passages_per_s"],

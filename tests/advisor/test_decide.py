@@ -133,7 +133,8 @@ def warned(advice: Advice) -> str:
 
 
 def test_warnings_say_what_the_evidence_does_not_cover() -> None:
-    assert "about images, not text" in warned(decide(facts(modality="text"), keep=0.1))
+    images = tuple(row for row in published() if row.modality == "images")
+    assert "about images, not other" in warned(decide(facts(modality="other"), keep=0.1, table=images))
     assert "keeps as little as 5%" in warned(decide(facts(), keep=0.05))
     assert "another size" in warned(decide(unlabelled(rows=100), keep=0.1))
     assert "100 of 50,000 rows have no label" in warned(decide(facts(labelled=49_900), keep=0.1))

@@ -88,7 +88,7 @@ def test_a_set_of_texts_is_advised_on_by_the_command_with_one_object_of_json() -
     assert advice["facts"]["classes"] == 77
     assert advice["command"].startswith(f"datapipe curate {source} --out OUT --keep 0.1 --preset ")
     assert "--dedup exact" in advice["command"]
-    assert any("about images, not text" in warning for warning in advice["warnings"])
+    assert advice["evidence"] or advice["preset"].startswith("random")
 
 
 def test_a_pilot_goes_into_the_advice() -> None:

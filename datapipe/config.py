@@ -117,7 +117,8 @@ class CurateConfig:
         model: Embedder: `default` (embedded), `embedded:NAME`, a local folder, or a hub id.
         tokenizer: Model whose tokenizer counts tokens; default: the run's model.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; default from `DATAPIPE_DEVICE`, else `auto`.
-        prototypes: Centroids k; default: the number of classes, else the square root of the rows within 16 ... 50,000.
+        prototypes: Centroids k; default: the number of classes, else the square root of the rows within 16 ... 50,000;
+            for `pseudo_label_aum` twice the root of the rows within 8 ... 1,000.
         dynamics: File of a `DynamicsRecorder`: el2n, margin, entropy, forgetting, aum and dual come from it, and no
             proxy is trained.
         scores: File of scores for the metric `imported`.

@@ -24,7 +24,6 @@ LEVEL = 0.95
 """Of every interval."""
 POWER = 0.8
 """Chance with which a true difference as large as `Comparison.detectable` is called one."""
-_BISECTIONS = 200
 
 Verdict: TypeAlias = Literal["win", "loss", "no difference inside the noise"]
 NO_DIFFERENCE: Verdict = "no difference inside the noise"
@@ -154,54 +153,15 @@ def worst_class(predicted: Int64, labels: Int64, *, classes: int) -> float:
 
 
 def student_t(probability: float, freedom: float) -> float:
-    """Return the quantile of Student's t for any real freedom > 0, to about 1e-10, by bisection of its integral.
+    """Return the quantile of Student's t.
 
     Args:
         probability: 0 < probability < 1.
         freedom: Degrees of freedom, > 0; need not be whole.
     """
-    if probability < 0.5:  # noqa: PLR2004 - the middle
-        return -student_t(1 - probability, freedom)
-    low, high = 0.0, 1.0
-    while _cumulative(high, freedom) < probability:
-        low, high = high, 2 * high
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        if not low < middle < high:
-            break
-        low, high = (middle, high) if _cumulative(middle, freedom) < probability else (low, middle)
-    return (low + high) / 2
+    from scipy.special import stdtrit
 
-
-def _cumulative(t: float, freedom: float) -> float:
-    """P(T <= t) for t >= 0, by the regularised incomplete beta function."""
-    return 1 - _beta(freedom / (freedom + t * t), freedom / 2, 0.5) / 2
-
-
-def _beta(x: float, a: float, b: float) -> float:
-    """Regularised incomplete beta function I_x(a, b), by its continued fraction (Lentz)."""
-    if x in (0.0, 1.0):
-        return x
-    if x > (a + 1) / (a + b + 2):
-        return 1 - _beta(1 - x, b, a)
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
-    tiny, ratio, fraction = 1e-300, 1.0, 1.0
-    below = 1 - (a + b) * x / (a + 1)
-    below = 1 / (below if abs(below) > tiny else tiny)
-    fraction = below
-    for m in range(1, 500):
-        for term in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            below = 1 + term * below
-            below = 1 / (below if abs(below) > tiny else tiny)
-            ratio = 1 + term / ratio
-            ratio = ratio if abs(ratio) > tiny else tiny
-            fraction *= below * ratio
-        if abs(below * ratio - 1) < 1e-15:  # noqa: PLR2004 - float64 cannot tell more
-            break
-    return front * fraction / a
+    return float(stdtrit(freedom, probability))
 
 
 def _moments(values: Sequence[float]) -> tuple[float, float]:

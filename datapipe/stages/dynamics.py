@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from datapipe.errors import MetricError
 from datapipe.pipeline import Context, SetStage, ShardStage, StageOutput
-from datapipe.stages.proxy import RowInputs, file_digest, read_rows, write_aligned
+from datapipe.stages.proxy import HeadStage, RowInputs, file_digest, read_rows, write_aligned
 from datapipe.stages.scoring import ScoreFamily
 
 if TYPE_CHECKING:
@@ -49,31 +49,13 @@ class DynamicsConfig:
 
 
 @dataclass(frozen=True)
-class TrainHeads(SetStage):
+class TrainHeads(HeadStage):
     """Heads on frozen vectors, watched while they learn."""
 
     name: ClassVar[str] = "dynamics"
     version: ClassVar[int] = 2
 
     settings: DynamicsConfig
-    rows: RowInputs
-    device: str
-    bits: Mapping[str, str]
-
-    @property
-    def config(self) -> DynamicsConfig:
-        """The frozen config."""
-        return self.settings
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Vectors, labels, exclusions."""
-        return self.rows.needs
-
-    @property
-    def platform(self) -> Mapping[str, str]:
-        """As the arithmetic's device states it."""
-        return self.bits
 
     def run(
         self, inputs: Mapping[str, StageOutput], out: StageDir, context: Context

@@ -8,14 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from datapipe.pipeline import Context, SetStage, StageOutput
-from datapipe.stages.proxy import RowInputs, read_rows, write_aligned
+from datapipe.stages.proxy import HeadStage, RowInputs, read_rows, write_aligned
 from datapipe.stages.scoring import ScoreFamily
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from datapipe.pipeline import Stage
+    from datapipe.pipeline import Context, Stage, StageOutput
     from datapipe.stages.scoring import ScoreInputs
     from datapipe.storage.stage import StageDir
 
@@ -44,31 +43,13 @@ class MemorizationConfig:
 
 
 @dataclass(frozen=True)
-class ScoreMemorization(SetStage):
+class ScoreMemorization(HeadStage):
     """Heads on halves."""
 
     name: ClassVar[str] = "score"
     version: ClassVar[int] = 1
 
     settings: MemorizationConfig
-    rows: RowInputs
-    device: str
-    bits: Mapping[str, str]
-
-    @property
-    def config(self) -> MemorizationConfig:
-        """The frozen config."""
-        return self.settings
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Vectors, labels, exclusions."""
-        return self.rows.needs
-
-    @property
-    def platform(self) -> Mapping[str, str]:
-        """As the arithmetic's device states it."""
-        return self.bits
 
     def run(
         self, inputs: Mapping[str, StageOutput], out: StageDir, context: Context

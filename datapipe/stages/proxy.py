@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datapipe.errors import MetricError
+from datapipe.pipeline import SetStage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,6 +72,38 @@ class Rows:
 
         trained = np.flatnonzero((self.labels >= 0) & self.left)
         return HeadData(self.codes, self.labels, trained, len(self.names))
+
+
+@dataclass(frozen=True)
+class HeadStage(SetStage):
+    """A stage that trains heads on frozen vectors.
+
+    Attributes:
+        settings: The frozen config.
+        rows: Where the rows are.
+        device: Where heads are trained.
+        bits: Platform facts.
+    """
+
+    settings: Any
+    rows: RowInputs
+    device: str
+    bits: Mapping[str, str]
+
+    @property
+    def config(self) -> Any:
+        """The frozen config."""
+        return self.settings
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Vectors, labels where they are wanted, exclusions where there may be some."""
+        return self.rows.needs
+
+    @property
+    def platform(self) -> Mapping[str, str]:
+        """As the arithmetic's device states it."""
+        return self.bits
 
 
 def read_rows(where: RowInputs, inputs: Mapping[str, StageOutput], context: Context) -> Rows:

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datapipe.errors import MetricError
-from datapipe.pipeline import Context, SetStage, StageOutput
-from datapipe.stages.proxy import RowInputs, Rows, read_rows, write_aligned
+from datapipe.stages.proxy import HeadStage, RowInputs, Rows, read_rows, write_aligned
 from datapipe.stages.scoring import ScoreFamily
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from datapipe.pipeline import Stage
+    from datapipe.pipeline import Context, Stage, StageOutput
     from datapipe.stages.scoring import ScoreInputs
     from datapipe.storage.arrays import Float32, Int32
     from datapipe.storage.stage import StageDir
@@ -50,32 +49,19 @@ class PseudoLabelConfig:
 
 
 @dataclass(frozen=True)
-class ScorePseudoLabels(SetStage):
+class ScorePseudoLabels(HeadStage):
     """Cluster, learn the clusters, score."""
 
     name: ClassVar[str] = "score"
     version: ClassVar[int] = 2
 
     settings: PseudoLabelConfig
-    rows: RowInputs
-    device: str
-    bits: Mapping[str, str]
-
-    @property
-    def config(self) -> PseudoLabelConfig:
-        """The frozen config."""
-        return self.settings
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Vectors, the rows and exclusions."""
         rows = () if self.rows.vectors == "ingest/rows" else ("ingest/rows",)
         return (*self.rows.needs, *rows)
-
-    @property
-    def platform(self) -> Mapping[str, str]:
-        """As the arithmetic's device states it."""
-        return self.bits
 
     def run(
         self, inputs: Mapping[str, StageOutput], out: StageDir, context: Context

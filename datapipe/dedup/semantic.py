@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datapipe.errors import ConfigError
-from datapipe.metrics.pool import ChunkPool
+from datapipe.metrics.pool import run_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,15 +168,7 @@ class _Pairs:
             if tick is not None:
                 tick(queries.stop - queries.start)
 
-        if self.device == "cpu":
-            pool = ChunkPool(threads)
-            try:
-                pool.map(work, range(len(blocks)))
-            finally:
-                pool.close()
-        else:
-            for at in range(len(blocks)):
-                work(at)
+        run_blocks(work, len(blocks), device=self.device, threads=threads)
         nothing = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
         parts = [nothing, *(self._found[at] for at in sorted(self._found))]
         left, right, cosines = (np.concatenate(part) for part in zip(*parts, strict=True))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datapipe.errors import MetricError
-from datapipe.metrics.pool import ChunkPool
+from datapipe.metrics.pool import ChunkPool, run_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,15 +98,7 @@ def nearest_cosines(
         if tick is not None and device == "cpu":
             tick(places.stop - places.start)
 
-    if device == "cpu":
-        pool = ChunkPool(threads)
-        try:
-            pool.map(work, range(len(blocks)))
-        finally:
-            pool.close()
-    else:
-        for at in range(len(blocks)):
-            work(at)
+    run_blocks(work, len(blocks), device=device, threads=threads)
     return found
 
 

@@ -61,3 +61,23 @@ def usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def run_blocks(work: Callable[[int], None], blocks: int, *, device: str, threads: int | None) -> None:
+    """Call `work` with each of 0 ... blocks - 1: on threads for "cpu", one after the other for an accelerator.
+
+    Args:
+        work: Must not depend on the order of the calls.
+        blocks: How many there are.
+        device: Where the arithmetic runs.
+        threads: Host threads; None takes the CPUs this process may use.
+    """
+    if device != "cpu":
+        for at in range(blocks):
+            work(at)
+        return
+    pool = ChunkPool(threads)
+    try:
+        pool.map(work, range(blocks))
+    finally:
+        pool.close()

@@ -12,12 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from datapipe.pipeline import Context, SetStage, StageOutput
+from datapipe.stages.device import DeviceStage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from datapipe.pipeline import Context, StageOutput
     from datapipe.storage.arrays import Bool, Ids
     from datapipe.storage.stage import StageDir
 
@@ -49,30 +50,18 @@ class DuplicatesConfig:
 
 
 @dataclass(frozen=True)
-class FindDuplicates(SetStage):
+class FindDuplicates(DeviceStage):
     """Search and decide. Memory: 40 bytes a row and 20 a pair."""
 
     name: ClassVar[str] = "duplicates"
     version: ClassVar[int] = 1
 
     settings: DuplicatesConfig
-    device: str
-    bits: Mapping[str, str]
-
-    @property
-    def config(self) -> DuplicatesConfig:
-        """The frozen config."""
-        return self.settings
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The rows, and the vectors where they are elsewhere."""
         return ("ingest/rows",) if self.settings.vectors == "ingest/rows" else ("ingest/rows", self.settings.vectors)
-
-    @property
-    def platform(self) -> Mapping[str, str]:
-        """As the arithmetic's device states it."""
-        return self.bits
 
     def run(
         self, inputs: Mapping[str, StageOutput], out: StageDir, context: Context

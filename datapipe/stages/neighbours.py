@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from datapipe.pipeline import Context, SetStage, StageOutput
+from datapipe.stages.device import DeviceStage
 from datapipe.stages.scoring import ScoreFamily
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from datapipe.pipeline import Stage
+    from datapipe.pipeline import Context, Stage, StageOutput
     from datapipe.stages.scoring import ScoreInputs
     from datapipe.stages.vectors import VectorSource
     from datapipe.storage.arrays import Bool, Float32
@@ -54,30 +54,18 @@ class NeighboursConfig:
 
 
 @dataclass(frozen=True)
-class ScoreNeighbours(SetStage):
+class ScoreNeighbours(DeviceStage):
     """Search, then score. Memory: 4 * k + 28 bytes a row, the sample of the centroids, and tiles."""
 
     name: ClassVar[str] = "score"
     version: ClassVar[int] = 1
 
     settings: NeighboursConfig
-    device: str
-    bits: Mapping[str, str]
-
-    @property
-    def config(self) -> NeighboursConfig:
-        """The frozen config."""
-        return self.settings
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The vectors, and the exclusions where there may be some."""
         return (self.settings.vectors, *(("screen/excluded",) if self.settings.screened else ()))
-
-    @property
-    def platform(self) -> Mapping[str, str]:
-        """As the arithmetic's device states it."""
-        return self.bits
 
     def run(
         self, inputs: Mapping[str, StageOutput], out: StageDir, context: Context

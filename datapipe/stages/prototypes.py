@@ -11,7 +11,8 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from datapipe.pipeline import Context, SetStage, ShardStage, StageOutput
+from datapipe.pipeline import Context, ShardStage, StageOutput
+from datapipe.stages.device import DeviceStage
 from datapipe.stages.scoring import ScoreFamily
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class FitConfig:
 
 
 @dataclass(frozen=True)
-class FitPrototypes(SetStage):
+class FitPrototypes(DeviceStage):
     """Spherical k-means on a sample in hash order.
 
     Attributes:
@@ -67,13 +68,6 @@ class FitPrototypes(SetStage):
 
     settings: FitConfig
     vectors: str
-    device: str
-    bits: Mapping[str, str]
-
-    @property
-    def config(self) -> FitConfig:
-        """The frozen config."""
-        return self.settings
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -81,11 +75,6 @@ class FitPrototypes(SetStage):
         rows = ("ingest/rows",) if self.settings.labelled and self.vectors != "ingest/rows" else ()
         excluded = ("screen/excluded",) if self.settings.screened else ()
         return (self.vectors, *rows, *excluded)
-
-    @property
-    def platform(self) -> Mapping[str, str]:
-        """As the arithmetic's device states it."""
-        return self.bits
 
     def run(
         self, inputs: Mapping[str, StageOutput], out: StageDir, context: Context

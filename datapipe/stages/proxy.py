@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datapipe.errors import MetricError
-from datapipe.pipeline import SetStage
+from datapipe.stages.device import DeviceStage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,35 +75,19 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class HeadStage(SetStage):
+class HeadStage(DeviceStage):
     """A stage that trains heads on frozen vectors.
 
     Attributes:
-        settings: The frozen config.
         rows: Where the rows are.
-        device: Where heads are trained.
-        bits: Platform facts.
     """
 
-    settings: Any
     rows: RowInputs
-    device: str
-    bits: Mapping[str, str]
-
-    @property
-    def config(self) -> Any:
-        """The frozen config."""
-        return self.settings
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Vectors, labels where they are wanted, exclusions where there may be some."""
         return self.rows.needs
-
-    @property
-    def platform(self) -> Mapping[str, str]:
-        """As the arithmetic's device states it."""
-        return self.bits
 
 
 def read_rows(where: RowInputs, inputs: Mapping[str, StageOutput], context: Context) -> Rows:

@@ -1,4 +1,4 @@
-"""The base of stages whose arithmetic runs on a device: its settings are the config, its device's facts the platform."""
+"""The base of stages whose arithmetic runs on a device: settings are the config, the device's facts the platform."""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from provence.loading import CALIBRATION
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -18,7 +20,12 @@ __all__ = ["model_card", "write_card"]
 
 
 def model_card(
-    config: TrainingConfig, taken: Mapping[str, tuple[int, int]], held: Mapping[str, Mapping[str, float]]
+    config: TrainingConfig,
+    taken: Mapping[str, tuple[int, int]],
+    held: Mapping[str, Mapping[str, float]],
+    *,
+    threshold: float,
+    settled: bool,
 ) -> str:
     """The card as Markdown.
 
@@ -26,8 +33,13 @@ def model_card(
         config: The run.
         taken: Questions trained on and held out, by source.
         held: Share of characters removed at 90 % recall on held-out questions, by model and source.
+        threshold: The model's own.
+        settled: Whether held-out questions decided it.
     """
-    lines = [f"# {config.name}", "", *_opening(config), "", "## Data", ""]
+    lines = [f"# {config.name}", "", *_opening(config)]
+    why = "chosen on held-out questions; `calibration.json` holds others"
+    lines += ["", f"Its own threshold is {threshold:.4g}, {why if settled else 'for too few questions were held out'}."]
+    lines += ["", "## Data", ""]
     lines += ["| set | splits | questions | held out | licence |", "|---|---|---|---|---|"]
     for source in config.sources:
         trained, kept = taken.get(source.name, (0, 0))
@@ -59,10 +71,13 @@ def write_card(
     config: TrainingConfig,
     taken: Mapping[str, tuple[int, int]],
     held: Mapping[str, Mapping[str, float]],
+    *,
+    threshold: float,
 ) -> None:
-    """Write README.md into a model's folder."""
+    """Write README.md into a model's folder, as `model_card` makes it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "README.md").write_text(model_card(config, taken, held), encoding="utf-8")
+    card = model_card(config, taken, held, threshold=threshold, settled=(folder / CALIBRATION).is_file())
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _opening(config: TrainingConfig) -> list[str]:

@@ -144,7 +144,7 @@ def run_training(
 
     threshold = settle(folder, config.name, builder.held, write, device=str(device))
     tell(f"threshold: {threshold:.4g}, from {len(builder.held)} held-out questions")
-    write_card(folder, config, builder.taken, found)
+    write_card(folder, config, builder.taken, found, threshold=threshold)
     return found
 
 

@@ -58,6 +58,7 @@ def test_a_config_and_a_folder_of_sets_become_a_pruner_with_a_card(tmp_path: Pat
     card = (tmp_path / "out" / "model" / "README.md").read_text()
     assert f"| {SQUAD} | train | 9,248 | 0 | CC BY-SA 4.0 |" in card
     assert "a 4-bit difference to `embedded:all-MiniLM-L6-v2`" in card
+    assert "Its own threshold is 0.5, for too few questions were held out." in card
     assert not (tmp_path / "out" / "model" / "calibration.json").exists(), "nothing was held out"
     pruner = Pruner.load(str(tmp_path / "out" / "model"), device="cpu")
     assert len(pruner.prune("Who?", ["One sentence. Another one."], threshold=0.0)[0].sentences) == 2
@@ -76,6 +77,7 @@ def test_the_threshold_and_a_calibration_come_from_the_held_out_questions(tmp_pa
     folder = tmp_path / "out" / "model"
     made = Calibration.load(folder / "calibration.json")
     assert made.questions >= 20
+    assert "chosen on held-out questions; `calibration.json` holds others" in (folder / "README.md").read_text()
     assert json.loads((folder / "config.json").read_text())["threshold"] == made.threshold_for(0.9) != 0.5
     pruner = Pruner.load(str(folder), device="cpu")
     made.check(pruner.digest)

@@ -124,8 +124,9 @@ def fit(
             since = now
         optimizer.param_groups[0]["lr"] = options.learning_rate * one_cycle(step, steps, warm=0.1)
         rows = train[torch.randint(len(train), (options.batch_rows,), device=place)]
+        pair = torch.cat([views(whole[rows]), views(whole[rows])])
         with torch.autocast(place.type, torch.bfloat16, enabled=place.type == "cuda"):
-            projected = top(body.body(torch.cat([views(whole[rows]), views(whole[rows])])))
+            projected = top(body.body(pair))
         optimizer.zero_grad(set_to_none=True)
         loss = nt_xent(projected)
         torch.autograd.backward(loss)

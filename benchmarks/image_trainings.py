@@ -64,7 +64,7 @@ def measure(
     if not tasks or time.perf_counter() > options.deadline:
         return
     trainer = trainer_of(options, data, recipe)
-    lanes = fastest(options)[0]
+    lanes = fastest(options)
     with ThreadPoolExecutor(4) as pool:
         # Rows are chosen on the host while the device trains on those before.
         rows = [pool.submit(task.rows) for task in tasks]
@@ -98,15 +98,10 @@ def trainer_of(
     recipe: ImageRecipe,
     *,
     lanes: int | None = None,
-    compiled: bool | None = None,
 ) -> ImageTrainer:
     images, labels, train, test = data
-    found = fastest(options)
-    ways = {
-        "lanes": found[0] if lanes is None else lanes,
-        "compiled": found[1] if compiled is None else compiled,
-    }
-    key = digest_of({"recipe": asdict(replace(recipe, learning_rate=1.0)), "rows": len(train), **ways})
+    lanes = fastest(options) if lanes is None else lanes
+    key = digest_of({"recipe": asdict(replace(recipe, learning_rate=1.0)), "rows": len(train), "lanes": lanes})
     if key not in _open:
         if len(_open) == _MOST_OPEN:
             del _open[next(iter(_open))]
@@ -118,7 +113,7 @@ def trainer_of(
             classes=CLASSES,
             recipe=recipe,
             device=options.device,
-            **ways,  # type: ignore[arg-type]
+            lanes=lanes,
         )
     return _open[key]
 
@@ -156,12 +151,11 @@ def _steps(options: argparse.Namespace) -> int:
     return max((steps for steps in STEPS if steps * each <= MOST_SECONDS), default=STEPS[0])
 
 
-def fastest(options: argparse.Namespace) -> tuple[int, bool]:
+def fastest(options: argparse.Namespace) -> int:
     path = options.work / "speed.json"
     if options.lanes or not path.is_file():
-        return max(1, options.lanes), False
-    told = json.loads(path.read_text(encoding="utf-8"))
-    return int(told["lanes"]), bool(told["compiled"])
+        return max(1, options.lanes)
+    return int(json.loads(path.read_text(encoding="utf-8"))["lanes"])
 
 
 def name_of(options: argparse.Namespace) -> str:

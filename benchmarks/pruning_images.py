@@ -69,8 +69,6 @@ LENGTHS = ((500, 512), (3000, 512), (3000, 256))
 EARLY = ((0.05, 0.1), (0.3, 0.5), (0.2, 0.7, 0.9))
 """Fractions in the order in which they are measured: the table is useful before it is whole."""
 SPEED_STEPS = 200
-WORTH = 1.25
-"""Times by which compiling must be faster, for each process pays a minute for it."""
 
 
 def main() -> None:
@@ -136,32 +134,28 @@ def load(file: Path) -> tuple[NDArray[np.uint8], Int64, NDArray[np.bool_]]:
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Seconds of a training by lanes, and with a compiled network; the best goes to speed.json."""
+    """Seconds of a training by lanes; the best goes to speed.json."""
     images, labels, held = opened(options)
     train = np.flatnonzero(~held)
-    found: dict[tuple[int, bool], float] = {}
-    for lanes, compiled in ((1, False), (2, False), (3, False), (1, True), (2, True)):
-        if time.perf_counter() > options.deadline or ((lanes, compiled) == (2, True) and not _worth(found)):
+    found: dict[int, float] = {}
+    for lanes in (1, 2, 3):
+        if time.perf_counter() > options.deadline:
             continue
         data = (images, labels, train, np.flatnonzero(held))
         recipe = replace(recipe_of(options), steps=options.steps or SPEED_STEPS)
-        trainer = trainer_of(options, data, recipe, lanes=lanes, compiled=compiled)
+        trainer = trainer_of(options, data, recipe, lanes=lanes)
         arms = [np.arange(len(train))] * lanes
         try:
             trainer.train_many(arms, range(lanes))
             started = time.perf_counter()
             trainer.train_many(arms, range(lanes))
         except Exception as error:  # noqa: BLE001 - a way that fails here is one not taken
-            print(f"lanes {lanes}, compiled {compiled}: {type(error).__name__}: {error}"[:600], flush=True)
+            print(f"lanes {lanes}: {type(error).__name__}: {error}"[:600], flush=True)
             continue
-        found[lanes, compiled] = (time.perf_counter() - started) / lanes / recipe.steps
-        print(f"lanes {lanes}, compiled {compiled}: {1000 * found[lanes, compiled]:.3f} ms a step", flush=True)
-    plain = {key: value for key, value in found.items() if not key[1]}
-    best = min(plain, key=lambda key: plain[key])
-    if _worth(found):
-        best = min(found, key=lambda key: found[key])
-    told: dict[str, Any] = {"lanes": best[0], "compiled": best[1], "seconds_a_step": found[best]}
-    told |= {"tried": {f"{a} {b}": value for (a, b), value in found.items()}}
+        found[lanes] = (time.perf_counter() - started) / lanes / recipe.steps
+        print(f"lanes {lanes}: {1000 * found[lanes]:.3f} ms a step", flush=True)
+    best = min(found, key=lambda lanes: found[lanes])
+    told = {"lanes": best, "seconds_a_step": found[best], "tried": found}
     (options.work / "speed.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
 
 
@@ -305,10 +299,6 @@ def run(options: argparse.Namespace) -> None:
                     rows = partial(chosen, setting, found, groups, fraction=fraction, seed=seed)
                 tasks.append(Task(config, rows, {"scoring_seconds": cost}))
         measure(name, tasks, recipe, options, (images, labels, train, test))
-
-
-def _worth(found: dict[tuple[int, bool], float]) -> bool:
-    return (1, True) in found and found[1, False] > WORTH * found[1, True]
 
 
 def _in_order(fractions: Iterable[float]) -> list[float]:

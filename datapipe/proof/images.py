@@ -5,7 +5,7 @@
 The loop is of the kind that trains CIFAR-10 in seconds (Page 2018, "How to train your ResNet"; Jordan 2024, arXiv
 2404.00498): everything lies on the device, augmentation included, so that no loader is needed. Every arm gets the same
 steps and batch. On a GPU the bits depend on its kernels; results are compared over seeds, not by bits. Raises
-`MetricError` for arms from which nothing can be learnt.
+`MetricError` for arms from which nothing can be learnt, and for a network that is no number in the end.
 """
 
 from __future__ import annotations
@@ -80,7 +80,6 @@ class ImageTrainer:
         recipe: How to train.
         device: Where.
         lanes: Networks that a GPU trains side by side, so that one fills the gaps of another.
-        compiled: Whether torch.compile fuses the network, after a minute; on a GPU only.
 
     Raises:
         MetricError: Images are not uint8 with four axes, or differ in shape between training and test.
@@ -96,7 +95,6 @@ class ImageTrainer:
         recipe: ImageRecipe,
         device: str = "cpu",
         lanes: int = 1,
-        compiled: bool = False,
     ) -> None:
         import torch
 
@@ -114,7 +112,7 @@ class ImageTrainer:
         # A sample suffices for the channels' mean and spread, and bounds memory.
         sample = self._images[:: max(1, len(images) // _SAMPLE)].float()
         self._mean, self._spread = sample.mean((0, 1, 2)), sample.std((0, 1, 2)) + 0.25
-        self._lanes = self._open(lanes if self._place.type == "cuda" else 1, compiled=compiled)
+        self._lanes = self._open(lanes if self._place.type == "cuda" else 1)
 
     def train(
         self, rows: Int64, *, seed: int, labels: Int64 | None = None, watch: Watch | None = None, rounds: int = 0
@@ -129,7 +127,7 @@ class ImageTrainer:
             rounds: How often it is shown.
 
         Raises:
-            MetricError: The rows have fewer than two classes.
+            MetricError: The rows have fewer than two classes, or the network's outputs are not finite.
         """
         labels = self._labels if labels is None else labels
         check_arms(labels, [rows], [seed])
@@ -154,7 +152,8 @@ class ImageTrainer:
             rates: Peak learning rates, one a training, in place of the recipe's.
 
         Raises:
-            MetricError: Rows have fewer than two classes, or seeds and arms differ in number.
+            MetricError: Rows have fewer than two classes, seeds and arms differ in number, or a network's outputs are
+                not finite.
         """
         check_arms(self._labels, arms, seeds)
         found = []
@@ -171,7 +170,7 @@ class ImageTrainer:
                 found.append(self._predicted(lane))
         return np.stack(found)
 
-    def _open(self, count: int, *, compiled: bool) -> list[Lane]:
+    def _open(self, count: int) -> list[Lane]:
         import torch
         from torch.nn import functional
 
@@ -183,11 +182,7 @@ class ImageTrainer:
             parts = (functional.pad(part.float(), [shift] * 4, mode="reflect") for part in torch.split(images, _SAMPLE))
             images = torch.cat([part.to(torch.uint8) for part in parts])
         padded = images.permute(0, 2, 3, 1).contiguous()
-        compiled = compiled and self._place.type == "cuda"
-        return [
-            Lane(padded, self._normalised, classes=self._classes, recipe=self.recipe, compiled=compiled)
-            for _ in range(count)
-        ]
+        return [Lane(padded, self._normalised, classes=self._classes, recipe=self.recipe) for _ in range(count)]
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
         """Float32 (rows, channels, height, width), channels last in memory, of (rows, height, width, channels)."""
@@ -211,6 +206,12 @@ class ImageTrainer:
                 found.append(torch.stack([model(view).float().softmax(1) for view in views]).mean(0))
         model.train()
         whole: Float32 = torch.cat(found).cpu().numpy()
+        # A weight that is no number makes these so too, and its argmax would pass for a bad network's prediction.
+        if failed := int((~np.isfinite(whole)).any(1).sum()):
+            raise MetricError(
+                f"the network's outputs are not finite for {failed} of {len(whole)} images: its training diverged; "
+                f"lower the learning rate (the recipe's is {self.recipe.learning_rate})"
+            )
         return whole
 
 

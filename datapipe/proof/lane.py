@@ -39,7 +39,6 @@ class Lane:
         normalised: From such pixels without border to what enters the network.
         classes: Their number.
         recipe: How to train.
-        compiled: Whether torch.compile fuses the network.
 
     Attributes:
         model: The network as trained.
@@ -53,7 +52,6 @@ class Lane:
         *,
         classes: int,
         recipe: ImageRecipe,
-        compiled: bool,
     ) -> None:
         self._padded, self._normalised, self._recipe, self._classes = padded, normalised, recipe, classes
         self._place = padded.device
@@ -67,9 +65,6 @@ class Lane:
         self._moving = [_floats(each) for each in (self.averaged, self.model)]
         self._course = self._empty()
         self._labels = torch.zeros(len(padded), dtype=torch.int64, device=self._place)
-        self._loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = self._plain_loss
-        if compiled:
-            self._loss = torch.compile(self._plain_loss, dynamic=False)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._stream: Any = None
         if self._place.type == "cuda":
@@ -199,7 +194,7 @@ class Lane:
             torch._foreach_add_(averaged, apart)
             at.add_(1)
 
-    def _plain_loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         # A cache of narrowed weights would outlive the recording.
         on_gpu = self._place.type == "cuda"
         narrow: Any = torch.autocast("cuda", torch.bfloat16, cache_enabled=False) if on_gpu else nullcontext()

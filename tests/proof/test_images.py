@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -102,6 +103,14 @@ def test_what_cannot_be_learnt_from_is_refused() -> None:
     tiny = np.zeros((2, 8, 8, 1), np.uint8)
     with pytest.raises(MetricError, match="at least 16"):
         ImageTrainer(tiny, np.zeros(2, np.int64), tiny, classes=2, recipe=SMALL)
+
+
+def test_a_training_that_diverges_is_an_error_and_no_prediction() -> None:
+    rows = np.arange(60)
+    with pytest.raises(MetricError, match="not finite for 60 of 60 images"):
+        trainer().train_many([rows, rows], [0, 0], rates=[0.6, 1e30])
+    with pytest.raises(MetricError, match="diverged; lower the learning rate"):
+        trainer(replace(SMALL, learning_rate=1e30)).train(rows, seed=0)
 
 
 def test_pictures_that_cannot_be_stacked_are_named() -> None:

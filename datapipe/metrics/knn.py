@@ -1,6 +1,6 @@
-"""Cosines to the nearest neighbours of every row, list by list.
+"""The nearest neighbours of every row and the cosines to them, list by list.
 
-    VectorLists -> for each list: its rows x the rows of the nearest lists, in tiles -> the k best -> float32 (rows, k)
+    VectorLists -> for each list: its rows x the rows of the nearest lists, in tiles -> the k best -> (rows, k)
 
 With one list the search is exact. With more, a row is compared with the rows of the `probes` lists whose centroids are
 nearest to that of its own; `measured_recall` says what that costs. Bits: tiles have a fixed shape (filled up with zero
@@ -73,8 +73,30 @@ def nearest_cosines(
 ) -> Float32:
     """Return the cosines of each row to its k nearest neighbours, greatest first, float32 (rows, k), in row order.
 
-    A row is no neighbour of its own, a copy of it is. Where fewer than k rows can be compared, NaN fills up. Time
-    rows * rows compared * dim; memory 4 * k bytes a row and two tiles a thread.
+    As `nearest_neighbours`, without saying who they are.
+    """
+    found = np.full((len(lists.rows), k), np.nan, np.float32)
+
+    def keep(rows: Int64, cosines: Float32, _places: Int64) -> None:
+        found[rows] = cosines
+
+    _search(lists, near, keep, k=k, device=device, threads=threads, tick=tick)
+    return found
+
+
+def nearest_neighbours(
+    lists: VectorLists,
+    near: Int64,
+    *,
+    k: int,
+    device: str = "cpu",
+    threads: int | None = None,
+    tick: Callable[[int], None] | None = None,
+) -> tuple[Int64, Float32]:
+    """Return the k nearest neighbours of each row and the cosines to them, int64 and float32 (rows, k), in row order.
+
+    Greatest cosine first. A row is no neighbour of its own, a copy of it is. Where fewer than k rows can be compared,
+    -1 and NaN fill up. Time rows * rows compared * dim; memory 12 * k bytes a row and two tiles a thread.
 
     Args:
         lists: The vectors.
@@ -87,19 +109,15 @@ def nearest_cosines(
     Raises:
         MetricError: k is out of range.
     """
-    if not 1 <= k <= TILE:
-        raise MetricError(f"k counts neighbours, 1 <= k <= {TILE}; got {k}")
     found = np.full((len(lists.rows), k), np.nan, np.float32)
-    blocks = _blocks(lists)
+    who = np.full((len(lists.rows), k), -1, np.int64)
 
-    def work(at: int) -> None:
-        number, places = blocks[at]
-        found[lists.rows[places]] = _best(lists, places, near[number], k, device)
-        if tick is not None and device == "cpu":
-            tick(places.stop - places.start)
+    def keep(rows: Int64, cosines: Float32, places: Int64) -> None:
+        found[rows] = cosines
+        who[rows] = np.where(np.isfinite(cosines), lists.rows[places], -1)
 
-    run_blocks(work, len(blocks), device=device, threads=threads)
-    return found
+    _search(lists, near, keep, k=k, device=device, threads=threads, tick=tick)
+    return who, found
 
 
 def measured_recall(approximate: Float32, exact: Float32) -> float:
@@ -119,6 +137,30 @@ def measured_recall(approximate: Float32, exact: Float32) -> float:
     return min(hits / max(int(known.sum()), 1), 1.0)
 
 
+def _search(
+    lists: VectorLists,
+    near: Int64,
+    keep: Callable[[Int64, Float32, Int64], None],
+    *,
+    k: int,
+    device: str,
+    threads: int | None,
+    tick: Callable[[int], None] | None,
+) -> None:
+    """Hand each block's rows, cosines and neighbours' places to `keep`."""
+    if not 1 <= k <= TILE:
+        raise MetricError(f"k counts neighbours, 1 <= k <= {TILE}; got {k}")
+    blocks = _blocks(lists)
+
+    def work(at: int) -> None:
+        number, places = blocks[at]
+        keep(lists.rows[places], *_best(lists, places, near[number], k, device))
+        if tick is not None:
+            tick(places.stop - places.start)
+
+    run_blocks(work, len(blocks), device=device, threads=threads)
+
+
 def _blocks(lists: VectorLists) -> list[tuple[int, slice]]:
     """Blocks of at most `QUERIES` places of one list."""
     bounds = zip(lists.offsets[:-1].tolist(), lists.offsets[1:].tolist(), strict=True)
@@ -129,25 +171,31 @@ def _blocks(lists: VectorLists) -> list[tuple[int, slice]]:
     ]
 
 
-def _best(lists: VectorLists, places: slice, near: Int64, k: int, device: str) -> Float32:
-    """The k greatest cosines of the rows at `places`, float32 (places, k), NaN where there are fewer."""
+def _best(lists: VectorLists, places: slice, near: Int64, k: int, device: str) -> tuple[Float32, Int64]:
+    """The k greatest cosines of the rows at `places` and where they stand, (places, k); NaN and 0 where fewer are."""
     import torch
 
     rows = places.stop - places.start
     queries = _padded(lists, places, QUERIES, device)
     best = torch.full((QUERIES, k), -torch.inf, device=device)
+    where = torch.zeros((QUERIES, k), dtype=torch.int64, device=device)
     for number in near.tolist():
         low, end = int(lists.offsets[number]), int(lists.offsets[number + 1])
         for start in range(low, end, TILE):
             tile = slice(start, min(start + TILE, end))
             cosines = queries @ _padded(lists, tile, TILE, device).T
             cosines[:, tile.stop - tile.start :] = -torch.inf
-            own = range(max(places.start, tile.start), min(places.stop, tile.stop))
-            for place in own:
-                cosines[place - places.start, place - tile.start] = -torch.inf
-            best = torch.cat([best, cosines.topk(k, dim=1).values], dim=1).topk(k, dim=1).values
+            first, last = max(places.start, tile.start), min(places.stop, tile.stop)
+            if first < last:
+                own = torch.arange(first, last, device=device)
+                cosines[own - places.start, own - tile.start] = -torch.inf
+            top = cosines.topk(k, dim=1)
+            both = torch.cat([best, top.values], dim=1).topk(k, dim=1)
+            best, where = both.values, torch.cat([where, top.indices + start], dim=1).gather(1, both.indices)
     values: Float32 = best[:rows].cpu().numpy()
-    return np.where(np.isfinite(values), np.clip(values, -1.0, 1.0), np.float32(np.nan))
+    known = np.isfinite(values)
+    cosines_found = np.where(known, np.clip(values, -1.0, 1.0), np.float32(np.nan))
+    return cosines_found, np.where(known, where[:rows].cpu().numpy(), 0)
 
 
 def _padded(lists: VectorLists, places: slice, rows: int, device: str) -> torch.Tensor:

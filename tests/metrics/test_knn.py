@@ -9,7 +9,7 @@ import pytest
 
 from datapipe.errors import MetricError
 from datapipe.metrics.density import knn_density, typicality
-from datapipe.metrics.knn import measured_recall, nearest_cosines, neighbour_lists
+from datapipe.metrics.knn import measured_recall, nearest_cosines, nearest_neighbours, neighbour_lists
 from datapipe.storage.lists import VectorLists, build_lists
 from datapipe.storage.vectors import codes, decode, encode
 
@@ -52,6 +52,29 @@ def test_threads_change_no_bit(tmp_path: Path) -> None:
     near = np.zeros((1, 1), np.int64)
     one = nearest_cosines(lists, near, k=K, threads=1)
     assert one.tobytes() == nearest_cosines(lists, near, k=K, threads=3).tobytes()
+
+
+def test_neighbours_are_named_with_their_cosines_in_whichever_list_they_stand(tmp_path: Path) -> None:
+    vectors = some()
+    assigned = np.random.default_rng(2).integers(0, 5, ROWS).astype(np.int32)
+    who, cosines = nearest_neighbours(
+        listed(vectors, assigned, tmp_path / "lists"), np.tile(np.arange(5), (5, 1)), k=K, tick=(done := []).append
+    )
+    wide = decode(encode(vectors)).astype(np.float64)
+    wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+    np.testing.assert_allclose(np.einsum("id,ikd->ik", wide, wide[who]), cosines, atol=1e-6)
+    np.testing.assert_allclose(cosines, reference(vectors, K), atol=1e-6)
+    assert not (who == np.arange(ROWS)[:, None]).any()
+    assert sum(done) == ROWS
+
+
+def test_where_fewer_can_be_compared_nobody_is_named(tmp_path: Path) -> None:
+    who, cosines = nearest_neighbours(
+        listed(some(3), np.zeros(3, np.int32), tmp_path / "lists"), np.zeros((1, 1), np.int64), k=4
+    )
+    assert (np.sort(who[:, :2], axis=1) == [[1, 2], [0, 2], [0, 1]]).all()
+    assert (who[:, 2:] == -1).all()
+    assert np.isnan(cosines[:, 2:]).all()
 
 
 def test_scores_are_means_over_the_neighbours(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ SOURCES = {
         "stages/vectors.py",
         "storage/lists.py",
     ],
-    "datapipe.stages.select.Select": ["selection/*.py", "storage/order.py"],
+    "datapipe.stages.select.Select": ["selection/*.py", "selection/evidence.json", "storage/order.py"],
     "datapipe.stages.export.Export": ["storage/export.py", "storage/parquet.py"],
     "datapipe.stages.report.Report": [
         *(f"report/{name}.py" for name in ("examples", "facts", "map2d", "markup", "measure", "page", "plots")),

@@ -3,10 +3,11 @@
 `choose` turns a strategy into a `Plan`: "auto" by the rules below, "hard", "easy", "random" and "strata" as asked, with
 a warning where the evidence is against it. Raises `SelectionError` for an unknown strategy.
 
-Rules of "auto", first match: everything is kept -> no choice; a teacher -> random; at most 30 % kept -> random; less
-than 80 % kept -> random; a metric that does not measure difficulty, or fewer than 500 rows a group -> random; else
-keep-hard with the 50 % floor. The fractions follow from `datapipe.selection.evidence`. Random is stratified: in
-proportion over the classes, without labels over the clusters.
+Rules of "auto", first match: everything is kept -> no choice; a teacher -> random; at most 30 % kept -> random; a
+metric that does not measure difficulty -> random; rows of the evidence on that metric's hardest rows lose to random
+here, or none speaks for them -> random; fewer than 500 rows a group -> random; else keep-hard with the 50 % floor. What
+is known of one metric says nothing of another. Random is stratified: in proportion over the classes, without labels
+over the clusters.
 """
 
 from __future__ import annotations
@@ -15,31 +16,26 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from datapipe.errors import SelectionError
-from datapipe.selection.evidence import around, losses, safe_from
+from datapipe.selection.evidence import around, cut_of, losses, published, safe_from
 from datapipe.selection.plan import Plan
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from datapipe.metrics.base import Metric
+    from datapipe.selection.evidence import Evidence
     from datapipe.selection.presets import Preset
 
 Strategy: TypeAlias = Literal["auto", "hard", "easy", "random", "strata"]
 Grouping: TypeAlias = Literal["label", "cluster"]
 
 STRATEGIES: tuple[Strategy, ...] = ("auto", "hard", "easy", "random", "strata")
-LIGHT_PRUNING = safe_from("sorscher_hard")
-"""Fraction kept from which no row of the evidence says that keep-hard loses to random: 0.8 (ImageNet)."""
 HEAVY_PRUNING = 0.3
 """Fraction kept up to which a pure score cut fails provably (arXiv 2302.06960)."""
 PLENTY_ROWS = 500
 """Rows a class of CIFAR-100, where keep-hard ties with random at 70 % kept: nothing is measured on fewer."""
 
 _FAILS = "At 30 % kept or less pruning by score alone provably fails and random rows repair it (arXiv 2302.06960)."
-_LOST = "; ".join(row.told() for row in losses("sorscher_hard", least=HEAVY_PRUNING))
-_LOSES = f"Below {LIGHT_PRUNING:.0%} kept, keep-hard prototypes lose to random: {_LOST}."
-_MATCHES = (
-    "At 80 % kept, prototypes match the full ImageNet with the hardest rows kept and a class-balance floor of 50 % "
-    "(Sorscher et al., arXiv 2206.14486)."
-)
 _SCARCE = "Where data are scarce the easiest rows are the better ones to keep (Sorscher et al., arXiv 2206.14486)"
 _TEACHER = (
     "With a teacher, random pruning and distillation are comparable or superior to every score at every fraction "
@@ -74,6 +70,7 @@ def choose(
     k: int | None,
     metric: Metric,
     has_teacher: bool = False,
+    table: Sequence[Evidence] | None = None,
 ) -> Choice:
     """Return the plan for a strategy on this data set.
 
@@ -85,13 +82,15 @@ def choose(
         k: Number of clusters of the rows; None where the metric finds none.
         metric: What the scores are.
         has_teacher: Soft labels of a teacher will go with the rows kept.
+        table: The evidence; None takes that of the package.
 
     Raises:
         SelectionError: There is no such strategy; lists those there are.
     """
     groups = _Groups.of(rows, classes=classes, k=k)
+    known = published() if table is None else table
     if strategy == "auto":
-        return _auto(fraction, groups, metric, has_teacher=has_teacher)
+        return _auto(fraction, groups, _Cut.of(metric, "hard", known), has_teacher=has_teacher)
     if strategy == "random":
         reason = (
             "Random was asked for: the seeded hash of the row id decides, so smaller budgets lie inside larger ones."
@@ -100,7 +99,7 @@ def choose(
     if strategy == "strata":
         return _coverage(fraction, metric)
     if strategy in {"hard", "easy"}:
-        return _by_score(strategy, fraction, groups, metric, has_teacher=has_teacher)
+        return _by_score(fraction, groups, _Cut.of(metric, strategy, known), has_teacher=has_teacher)
     raise SelectionError(f"There is no strategy {strategy!r}; the strategies are: {', '.join(STRATEGIES)}.")
 
 
@@ -164,26 +163,78 @@ class _Groups:
         return cls(None, float(rows))
 
 
-def _auto(fraction: float, groups: _Groups, metric: Metric, *, has_teacher: bool) -> Choice:
+@dataclass(frozen=True)
+class _Cut:
+    """What is known of keeping the rows at one end of a metric.
+
+    Attributes:
+        metric: The metric.
+        order: Which end.
+        rows: The rows of the evidence on that very cut; those of other metrics are none.
+    """
+
+    metric: Metric
+    order: Literal["hard", "easy"]
+    rows: tuple[Evidence, ...]
+
+    @classmethod
+    def of(cls, metric: Metric, order: Literal["hard", "easy"], table: Sequence[Evidence]) -> _Cut:
+        method = cut_of(metric.name, order)
+        return cls(metric, order, tuple(row for row in table if row.method == method))
+
+    @property
+    def told(self) -> str:
+        return f"the rows that {self.metric.name} scores {_END[self.order]}"
+
+    @property
+    def unknown(self) -> str:
+        return (
+            f"No row of the evidence compares {self.told} with random rows of the same number, and what is known of "
+            "other metrics says nothing of this one."
+        )
+
+    def against(self, fraction: float) -> tuple[str, ...]:
+        """Where this cut loses to random near to a fraction, or else where more is kept; empty where it does not."""
+        worst = max((row.fraction for row in self.rows if row.loses), default=0.0)
+        safe = any(row.fraction > worst for row in self.rows)
+        if fraction >= safe_from(rows=self.rows) or (not safe and fraction > worst):
+            return ()
+        near = [row for row in around(fraction, rows=self.rows) if row.loses]
+        lost = "; ".join(row.told() for row in near or losses(rows=self.rows, least=fraction))
+        return (f"Random rows of the same number are better than {self.told}: {lost}.",) if lost else ()
+
+    def speaking(self, fraction: float) -> tuple[Evidence, ...]:
+        """The rows that speak for this cut: wins and statements from where no row says that it loses, up to here."""
+        least = safe_from(rows=self.rows)
+        return tuple(row for row in self.rows if least <= row.fraction <= fraction and (row.wins or row.gain is None))
+
+
+def _auto(fraction: float, groups: _Groups, cut: _Cut, *, has_teacher: bool) -> Choice:
     if fraction >= 1:
         return Choice(plan=Plan(order="random"), group_by=None, reasons=("Everything is kept, so nothing is chosen.",))
     if has_teacher:
         return _random(groups, _TEACHER)
+    against = cut.against(fraction)
     if fraction <= HEAVY_PRUNING:
-        return _random(groups, _FAILS, _LOSES)
-    if fraction < LIGHT_PRUNING:
-        return _random(groups, _LOSES)
-    if metric.higher != "harder":
+        return _random(groups, _FAILS, *against)
+    if cut.metric.higher != "harder":
+        name = cut.metric.name
         return _random(
-            groups, f"The metric {metric.name} does not measure difficulty, and no evidence speaks for a cut by it."
+            groups, f"The metric {name} does not measure difficulty, and no evidence speaks for a cut by it."
         )
+    speaking = cut.speaking(fraction)
+    if not speaking:
+        known = any(row.gain is not None for row in cut.rows)
+        silent = f"No row of the evidence has {cut.told} above random rows at {fraction:.0%} kept or less."
+        return _random(groups, *(against or ((silent,) if known else (cut.unknown,))))
     if groups.rows_each < PLENTY_ROWS:
         return _random(groups, f"There are {groups.rows_each:.0f} rows a group, fewer than {PLENTY_ROWS}. {_SCARCE}.")
+    told = "; ".join(row.told() for row in speaking)
     return Choice(
         plan=_cut("hard", groups),
         group_by=groups.by,
         reasons=(
-            _MATCHES,
+            f"The evidence speaks for {cut.told}: {told}.",
             f"Here {fraction:.0%} are kept and a group has {groups.rows_each:.0f} rows, at least {PLENTY_ROWS}.",
         ),
     )
@@ -200,15 +251,13 @@ def _cut(order: Literal["hard", "easy"], groups: _Groups) -> Plan:
     return Plan(order=order) if groups.by is None else Plan(order=order, strata="group", quota="fill")
 
 
-def _by_score(
-    order: Literal["hard", "easy"], fraction: float, groups: _Groups, metric: Metric, *, has_teacher: bool
-) -> Choice:
+def _by_score(fraction: float, groups: _Groups, cut: _Cut, *, has_teacher: bool) -> Choice:
+    order, metric = cut.order, cut.metric
     against = []
     plenty = groups.rows_each >= PLENTY_ROWS
     if fraction <= HEAVY_PRUNING:
         against.append(_FAILS)
-    if order == "hard" and fraction < LIGHT_PRUNING:
-        against.append(_LOSES)
+    against += cut.against(fraction)
     if order == "hard" and not plenty:
         against.append(f"There are {groups.rows_each:.0f} rows a group. {_SCARCE}.")
     if order == "easy" and plenty:
@@ -217,6 +266,8 @@ def _by_score(
         against.append(_TEACHER)
     if metric.higher != "harder":
         against.append(f"The metric {metric.name} does not measure difficulty; {order} means its {_END[order]} scores.")
+    elif not cut.rows:
+        against.append(cut.unknown)
     balanced = _Groups(groups.by if groups.by == "label" else None, groups.rows_each)
     reasons = [f"The rows with the {_END[order]} scores are kept, as asked."]
     if balanced.by:

@@ -25,6 +25,14 @@ Modality: TypeAlias = Literal["images", "text", "other"]
 PUBLISHED = Path(__file__).with_name("evidence.json")
 EITHER = "best_supervised"
 """Rows under this name hold the best of several supervised methods, so they speak for none of them."""
+_CUTS = {
+    ("prototypes", "hard"): "sorscher_hard",
+    ("prototypes", "easy"): "sorscher_easy",
+    ("prototypes_supervised", "hard"): "supervised_prototypes",
+    ("el2n", "hard"): "el2n",
+    ("coverage", "hard"): "zcore",
+}
+"""The method that keeps one end of a metric and nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,10 +158,23 @@ def closest(rows: Iterable[Evidence], *, modality: Modality, size: int, classes:
     return [row for row in same if row.dataset == dataset]
 
 
-def around(fraction: float, *, method: str, rows: Iterable[Evidence] | None = None) -> tuple[Evidence, ...]:
-    """Return what is known of a method on each data set at the fractions on both sides of this one."""
-    table = published() if rows is None else rows
-    return _of_each([row for row in table if row.method == method and row.gain is not None], fraction)
+def cut_of(metric: str, order: Literal["hard", "easy"]) -> str | None:
+    """Return the method whose rows tell what keeping one end of a metric does; None where none does."""
+    return _CUTS.get((metric, order))
+
+
+def around(
+    fraction: float, *, method: str | None = None, rows: Iterable[Evidence] | None = None
+) -> tuple[Evidence, ...]:
+    """Return what is known of a method on each data set at the fractions on both sides of this one.
+
+    Here and below, `rows` are those of the table unless they are given, and all of them count without a `method`.
+    """
+    return _of_each([row for row in _about(method, rows) if row.gain is not None], fraction)
+
+
+def _about(method: str | None, rows: Iterable[Evidence] | None) -> list[Evidence]:
+    return [row for row in (published() if rows is None else rows) if method in {None, row.method}]
 
 
 def _of_each(rows: Sequence[Evidence], fraction: float) -> tuple[Evidence, ...]:
@@ -203,14 +224,15 @@ def best_of(rows: Sequence[Evidence], methods: Collection[str]) -> tuple[str, tu
     return best[1], tuple(row for row in rows if row.method == best[1])
 
 
-def safe_from(method: str, rows: Iterable[Evidence] | None = None) -> float:
+def safe_from(method: str | None = None, *, rows: Iterable[Evidence] | None = None) -> float:
     """Return the least fraction with a row above every fraction at which the method loses; 1 where there is none."""
-    own = [row for row in (published() if rows is None else rows) if row.method == method]
+    own = _about(method, rows)
     worst = max((row.fraction for row in own if row.loses), default=0.0)
     return min((row.fraction for row in own if row.fraction > worst), default=1.0)
 
 
-def losses(method: str, *, least: float = 0.0, rows: Iterable[Evidence] | None = None) -> tuple[Evidence, ...]:
+def losses(
+    method: str | None = None, *, least: float = 0.0, rows: Iterable[Evidence] | None = None
+) -> tuple[Evidence, ...]:
     """Return the rows that say that a method loses to random, at `least` kept or more, in the order of the table."""
-    table = published() if rows is None else rows
-    return tuple(row for row in table if row.method == method and row.loses and row.fraction >= least)
+    return tuple(row for row in _about(method, rows) if row.loses and row.fraction >= least)

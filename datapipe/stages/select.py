@@ -74,7 +74,7 @@ class Select(SetStage):
     """
 
     name: ClassVar[str] = "select"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     settings: SelectConfig
 

@@ -12,9 +12,11 @@ from hypothesis.strategies import floats, integers, none, one_of, sampled_from
 from datapipe.errors import SelectionError
 from datapipe.metrics.base import METRICS, get_metric
 from datapipe.selection.auto import STRATEGIES, balance, choose
+from datapipe.selection.evidence import Evidence, published
 from datapipe.selection.plan import Plan
 
 if TYPE_CHECKING:
+    from datapipe.metrics.base import Metric
     from datapipe.selection.auto import Strategy
 
 KEEP_HARD = Plan(order="hard", strata="group", quota="fill")
@@ -31,8 +33,14 @@ def settings(**changes: Any) -> dict[str, Any]:
     ("fraction", "changes", "plan", "group_by", "evidence"),
     [
         (0.9, {}, KEEP_HARD, "cluster", "a group has 1000 rows, at least 500"),
-        (0.8, {"classes": 10}, KEEP_HARD, "label", "match the full ImageNet"),
-        (0.79, {}, BALANCED, "cluster", "keep-hard prototypes lose to random"),
+        (0.8, {"classes": 10}, KEEP_HARD, "label", "imagenet, 80% kept: matches the full set"),
+        (
+            0.79,
+            {},
+            BALANCED,
+            "cluster",
+            "Random rows of the same number are better than the rows that prototypes scores",
+        ),
         (0.5, {"classes": 10}, BALANCED, "label", "60.8 against 70.3"),
         (0.3, {}, BALANCED, "cluster", "provably fails"),
         (0.1, {"classes": 10}, BALANCED, "label", "provably fails"),
@@ -40,6 +48,7 @@ def settings(**changes: Any) -> dict[str, Any]:
         (0.9, {"classes": 10, "has_teacher": True}, BALANCED, "label", "With a teacher, random pruning"),
         (0.1, {"has_teacher": True}, BALANCED, "cluster", "With a teacher, random pruning"),
         (0.9, {"metric": get_metric("random"), "k": None}, Plan(order="random"), None, "does not measure difficulty"),
+        (0.9, {"metric": get_metric("aum")}, BALANCED, "cluster", "what is known of other metrics says nothing"),
         (0.9, {"classes": 1, "k": 4}, KEEP_HARD, "cluster", "250000 rows"),
         (1.0, {}, Plan(order="random"), None, "Everything is kept"),
     ],
@@ -74,6 +83,56 @@ def test_hard_is_obeyed_and_warned_about_where_random_is_better() -> None:
     assert "class balance of 50 %" in " ".join(choice.reasons)
 
 
+@pytest.mark.parametrize("strategy", ["auto", "hard"])
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("metric", [each for each in METRICS if each.name != "prototypes"], ids=lambda each: each.name)
+def test_the_losses_of_prototypes_are_not_told_of_another_metric(
+    metric: Metric, fraction: float, strategy: Strategy
+) -> None:
+    choice = choose(strategy, fraction=fraction, **settings(metric=metric))
+    told = " ".join((*choice.reasons, *choice.warnings))
+    assert "sorscher" not in told.lower()
+    assert all(row.told() not in told for row in published() if row.method == "sorscher_hard")
+
+
+def known(method: str, fraction: float, gain: float) -> Evidence:
+    return Evidence(
+        source="ours",
+        kind="measured",
+        dataset="letters",
+        modality="text",
+        rows=9000,
+        classes=9,
+        setting="head",
+        fraction=fraction,
+        method=method,
+        accuracy=80.0 + gain,
+        half_width=1.0,
+        random=80.0,
+    )
+
+
+def test_each_metric_is_judged_by_the_rows_on_its_own_hardest_rows() -> None:
+    table = [known("el2n", 0.3, -9), known("el2n", 0.5, -3), known("el2n", 0.7, 2), known("sorscher_hard", 0.9, -5)]
+    asked = settings(metric=get_metric("el2n"), table=table)
+    assert choose("auto", fraction=0.7, **asked).plan == KEEP_HARD
+    assert "letters, 70% kept: 82.0 against 80.0" in choose("auto", fraction=0.8, **asked).reasons[0]
+    assert not choose("hard", fraction=0.7, **asked).warnings
+    for fraction in (0.5, 0.6):
+        assert choose("auto", fraction=fraction, **asked).plan == BALANCED
+        assert "letters, 50% kept: 77.0 against 80.0" in choose("auto", fraction=fraction, **asked).reasons[0]
+        assert "than the rows that el2n scores highest" in choose("hard", fraction=fraction, **asked).warnings[0]
+    assert choose("auto", fraction=0.8, **(asked | {"metric": get_metric("prototypes")})).plan == BALANCED
+
+
+def test_a_cut_that_ties_with_random_is_not_chosen_and_not_warned_about() -> None:
+    asked = settings(metric=get_metric("el2n"), table=[known("el2n", 0.7, 0.5)])
+    choice = choose("auto", fraction=0.7, **asked)
+    assert choice.plan == BALANCED
+    assert "has the rows that el2n scores highest above random rows at 70% kept or less" in choice.reasons[0]
+    assert not choose("hard", fraction=0.7, **asked).warnings
+
+
 def test_hard_without_labels_is_the_pure_cut_that_was_asked_for() -> None:
     choice = choose("hard", fraction=0.3, **settings())
     assert choice.plan == Plan(order="hard")
@@ -97,6 +156,7 @@ def test_a_score_cut_is_warned_about_beside_a_teacher_and_by_a_metric_that_is_no
     choice = choose("hard", fraction=0.9, **settings(classes=10, metric=get_metric("random"), has_teacher=True))
     assert "With a teacher" in choice.warnings[0]
     assert "random does not measure difficulty; hard means its highest scores" in choice.warnings[1]
+    assert len(choice.warnings) == 2
 
 
 @pytest.mark.parametrize("classes", [10, None])

@@ -27,6 +27,7 @@ __all__ = [
     "RejectedError",
     "RowIdError",
     "SelectionError",
+    "SoftLabelError",
     "SourceError",
     "StageError",
     "UnsafeModelError",
@@ -78,6 +79,10 @@ class BudgetError(DatapipeError, ValueError):
 
 class SelectionError(DatapipeError, ValueError):
     """A selection strategy is unknown or cannot be applied to these scores."""
+
+
+class SoftLabelError(DatapipeError, ValueError):
+    """Soft labels cannot be made, or are of another teacher, class order, preprocessing, tokenizer or rows."""
 
 
 class StageError(DatapipeError, RuntimeError):

@@ -1,7 +1,7 @@
 """What the rows of the image benchmark come to: recipes, settings, means with intervals, and gaps closed.
 
 FOLDER/results-*/NAME.json -> settle -> recipes.json, settings.json
--> merge -> results/pruning_images*.json, _means, _gaps
+-> merge -> results/pruning_images*.json, _means, _worst, _gaps
 """
 
 from __future__ import annotations
@@ -87,15 +87,21 @@ def merge(work: Path, *, main_encoder: str) -> None:
         _write(name, rows)
     rows = common.rows("pruning_images")
     _write("pruning_images_means", means(rows))
+    _write("pruning_images_worst", means(rows, of="worst_class"))
     _write("pruning_images_gaps", gaps(rows))
-    for name in ("pruning_images_means", "pruning_images_gaps"):
+    for name in ("pruning_images_means", "pruning_images_worst", "pruning_images_gaps"):
         print(common.table(name))
 
 
-def means(rows: list[Row]) -> list[Row]:
-    """A row an encoder and method: mean accuracy at each fraction and half of its 95 % interval, in percent."""
+def means(rows: list[Row], *, of: str = "accuracy") -> list[Row]:
+    """A row an encoder and method: the mean at each fraction and half of its 95 % interval, in percent.
+
+    Args:
+        rows: One a training.
+        of: Which of their figures, `accuracy` or `worst_class`.
+    """
     found = []
-    for (dataset, encoder, method), own in _by_method(rows).items():
+    for (dataset, encoder, method), own in _by_method(rows, of).items():
         row: Row = {"dataset": dataset, "encoder": encoder, "method": method}
         for fraction, accuracies in sorted(own.items()):
             known = interval(accuracies)
@@ -134,11 +140,11 @@ def gaps(rows: list[Row]) -> list[Row]:
     return found
 
 
-def _by_method(rows: list[Row]) -> dict[tuple[str, str, str], dict[float, list[float]]]:
+def _by_method(rows: list[Row], of: str = "accuracy") -> dict[tuple[str, str, str], dict[float, list[float]]]:
     order = {method: place for place, method in enumerate((*METHODS, "full"))}
     found: dict[tuple[str, str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in sorted(rows, key=lambda row: (row["dataset"], row["encoder"], order[row["method"]], row["seed"])):
-        found[row["dataset"], row["encoder"], row["method"]][row["fraction"]].append(row["accuracy"])
+        found[row["dataset"], row["encoder"], row["method"]][row["fraction"]].append(row[of])
     return found
 
 
@@ -156,9 +162,13 @@ def _shared(rows: list[Row], main_encoder: str) -> list[Row]:
 
 
 def _write(name: str, rows: list[Row]) -> None:
+    if not rows:
+        return
     common.RESULTS.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({"name": name, "rows": rows}, indent=1, ensure_ascii=False)
-    (common.RESULTS / f"{name}.json").write_text(content + "\n", encoding="utf-8")
+    # A row a line: there are hundreds.
+    lines = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    content = f'{{\n "name": {json.dumps(name)},\n "rows": [\n  {lines}\n ]\n}}\n'
+    (common.RESULTS / f"{name}.json").write_text(content, encoding="utf-8")
 
 
 def _mean(values: list[float]) -> float:

@@ -255,15 +255,21 @@ class StageTiming:
 class Pipeline:
     """Stages in order; each may need those before it.
 
+    Attributes:
+        stages: In the order in which they run.
+        given: Outputs of a finished run by name, which the stages may need too.
+        timings: Of the last run.
+
     Raises:
         StageError: Two stages have one name, or a stage needs what does not come before it.
     """
 
     stages: Sequence[Stage]
+    given: Mapping[str, StageOutput] = field(default_factory=dict)
     timings: list[StageTiming] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        seen: set[str] = set()
+        seen: set[str] = set(self.given)
         for stage in self.stages:
             for need in (*stage.needs, *(stage.uses if isinstance(stage, ShardStage) else ())):
                 if need.split("/")[0] not in seen:
@@ -290,7 +296,7 @@ class Pipeline:
         `check` sees each output, made now or before, and stops the run by raising.
         """
         shown = progress if progress is not None else Silent()
-        outputs: dict[str, StageOutput] = {}
+        outputs: dict[str, StageOutput] = dict(self.given)
         self.timings = []
         for stage in self.stages:
             outputs[stage.name] = self._run_one(stage, outputs, store, executor, scratch, shown)

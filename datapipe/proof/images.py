@@ -4,8 +4,9 @@
 
 The loop is of the kind that trains CIFAR-10 in seconds (Page 2018, "How to train your ResNet"; Jordan 2024, arXiv
 2404.00498): everything lies on the device, augmentation included, so that no loader is needed. Every arm gets the same
-steps and batch. On a GPU the bits depend on its kernels; results are compared over seeds, not by bits. Raises
-`MetricError` for arms from which nothing can be learnt, and for a network that is no number in the end.
+steps and batch. A teacher's soft labels may stand beside the labels (knowledge distillation), and noisy labels in their
+place. On a GPU the bits depend on its kernels; results are compared over seeds, not by bits. Raises `MetricError` for
+arms from which nothing can be learnt, and for a network that is no number in the end.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _PREDICTED_AT_ONCE = 2048
 _SMALLEST = 16
 _SAMPLE = 4096
+_LEAST = 1e-12
+"""Probability below which a teacher's is not told apart from it, so that every log-probability is finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,21 @@ class ImageRecipe:
     flip: bool = True
     cutout: int = 8
     average: float = 0.99
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftLabels:
+    """What a teacher says of every training image, and how much it counts.
+
+    Attributes:
+        targets: Log-probabilities at temperature 1, float32 (training rows, classes).
+        alpha: Weight of the teacher in [0, 1]; the labels have the rest.
+        temperature: T > 0, of teacher and student in the distillation term, which is multiplied by T^2.
+    """
+
+    targets: Float32
+    alpha: float
+    temperature: float = 1.0
 
 
 class ImageTrainer:
@@ -129,6 +147,84 @@ class ImageTrainer:
         Raises:
             MetricError: The rows have fewer than two classes, or the network's outputs are not finite.
         """
+        return self._predicted(self._trained(rows, seed, labels, watch, rounds))
+
+    def teach(
+        self, rows: Int64, *, seed: int, labels: Int64 | None = None, watch: Watch | None = None, rounds: int = 0
+    ) -> tuple[Int64, Float32]:
+        """Train as `train` does, and return its prediction and what the network says of every training image.
+
+        The second is the log of the mean probability over the clean image and, where the recipe mirrors, its mirror,
+        float32 (training rows, classes).
+        """
+        lane = self._trained(rows, seed, labels, watch, rounds)
+        said = np.log(np.maximum(self._probabilities(lane.averaged, self._images), _LEAST))
+        return self._predicted(lane), said
+
+    def train_many(
+        self,
+        arms: Sequence[Int64],
+        seeds: Sequence[int],
+        *,
+        rates: Sequence[float] | None = None,
+        labels: Sequence[Int64] | None = None,
+        soft: Sequence[SoftLabels | None] | None = None,
+    ) -> Int64:
+        """Train once an arm, as many at a time as there are lanes; the predictions, int64 (arms, test rows).
+
+        Args:
+            arms: Images to learn from, one array a training.
+            seeds: One a training.
+            rates: Peak learning rates, one a training, in place of the recipe's.
+            labels: Of all training images, one array a training, in place of their own.
+            soft: What each training's teacher says; None for a training without one.
+
+        Raises:
+            MetricError: Rows have fewer than two classes, what is one a training differs in number, soft labels have
+                another shape or are not finite, or a network's outputs are not finite.
+        """
+        count = len(arms)
+        if labels is None:
+            check_arms(self._labels, arms, seeds)
+            labels = [self._labels] * count
+        soft = [None] * count if soft is None else soft
+        rated = [self.recipe.learning_rate] * count if rates is None else rates
+        if len({count, len(labels), len(soft), len(rated)}) > 1:
+            raise MetricError(
+                f"{count} arms, {len(labels)} arrays of labels, {len(soft)} soft labels and {len(rated)} learning "
+                "rates: one of each is needed for every training"
+            )
+        for arm, own, said, seed in zip(arms, labels, soft, seeds, strict=True):
+            check_arms(own, [arm], [seed])
+            self._check_soft(said)
+        found = []
+        for start in range(0, count, len(self._lanes)):
+            busy = self._lanes[: count - start]
+            for place, lane in enumerate(busy, start):
+                lane.load(arms[place], labels[place], seed=seeds[place], rate=rated[place], soft=soft[place])
+            for _ in range(self.recipe.steps):
+                for lane in busy:
+                    lane.step()
+            for lane in busy:
+                lane.wait()
+                found.append(self._predicted(lane))
+        return np.stack(found)
+
+    def _check_soft(self, soft: SoftLabels | None) -> None:
+        if soft is None:
+            return
+        wanted, own = (len(self._images), self._classes), soft.targets
+        if own.shape != wanted or own.dtype != np.float32 or not np.isfinite(own).all():
+            raise MetricError(
+                f"soft labels of shape {own.shape} and type {own.dtype}, {int((~np.isfinite(own)).sum())} of them not "
+                f"finite; needed are log-probabilities, float32 {wanted}, one row for every training image"
+            )
+        if not (0 <= soft.alpha <= 1 and soft.temperature > 0):
+            raise MetricError(
+                f"alpha {soft.alpha} and temperature {soft.temperature}: needed are 0 <= alpha <= 1, temperature > 0"
+            )
+
+    def _trained(self, rows: Int64, seed: int, labels: Int64 | None, watch: Watch | None, rounds: int) -> Lane:
         labels = self._labels if labels is None else labels
         check_arms(labels, [rows], [seed])
         steps, rounds = self.recipe.steps, rounds if watch is not None else 0
@@ -141,34 +237,7 @@ class ImageTrainer:
                 lane.wait()
                 watch(shown[step], self._probabilities(lane.model, self._images))
         lane.wait()
-        return self._predicted(lane)
-
-    def train_many(self, arms: Sequence[Int64], seeds: Sequence[int], *, rates: Sequence[float] | None = None) -> Int64:
-        """Train once an arm, as many at a time as there are lanes; the predictions, int64 (arms, test rows).
-
-        Args:
-            arms: Images to learn from, one array a training.
-            seeds: One a training.
-            rates: Peak learning rates, one a training, in place of the recipe's.
-
-        Raises:
-            MetricError: Rows have fewer than two classes, seeds and arms differ in number, or a network's outputs are
-                not finite.
-        """
-        check_arms(self._labels, arms, seeds)
-        found = []
-        for start in range(0, len(arms), len(self._lanes)):
-            busy = self._lanes[: len(arms) - start]
-            for place, lane in enumerate(busy, start):
-                rate = rates[place] if rates is not None else None
-                lane.load(arms[place], self._labels, seed=seeds[place], rate=rate)
-            for _ in range(self.recipe.steps):
-                for lane in busy:
-                    lane.step()
-            for lane in busy:
-                lane.wait()
-                found.append(self._predicted(lane))
-        return np.stack(found)
+        return lane
 
     def _open(self, count: int) -> list[Lane]:
         import torch

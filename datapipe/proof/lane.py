@@ -3,7 +3,8 @@
     load(rows, labels, seed) -> order, crops, mirrors, holes and rates of all steps -> step() x steps -> averaged
 
 A step reads its number from the device and adds one to it, so that on a GPU it is one recorded graph of kernels, played
-again and again: nothing crosses the bus, nothing waits for the host. Lanes have streams of their own and overlap.
+again and again: nothing crosses the bus, nothing waits for the host. Lanes have streams of their own and overlap. What
+a teacher says lies on the device too, with its weight, so arms of any weight share the recorded graph.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from datapipe.proof.resnet import ResNet
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from datapipe.proof.images import ImageRecipe
+    from datapipe.proof.images import ImageRecipe, SoftLabels
     from datapipe.storage.arrays import Int64
 
 _WARM_STEPS = 3
@@ -65,12 +66,21 @@ class Lane:
         self._moving = [_floats(each) for each in (self.averaged, self.model)]
         self._course = self._empty()
         self._labels = torch.zeros(len(padded), dtype=torch.int64, device=self._place)
+        self._targets: torch.Tensor | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._stream: Any = None
         if self._place.type == "cuda":
             self._stream = torch.cuda.Stream(self._place)  # type: ignore[no-untyped-call]
 
-    def load(self, rows: Int64, labels: Int64, *, seed: int, rate: float | None = None) -> None:
+    def load(
+        self,
+        rows: Int64,
+        labels: Int64,
+        *,
+        seed: int,
+        rate: float | None = None,
+        soft: SoftLabels | None = None,
+    ) -> None:
         """Set up a training: fresh weights, and what every step will do.
 
         Args:
@@ -78,7 +88,9 @@ class Lane:
             labels: Of all images, int64.
             seed: Of weights, order and augmentation.
             rate: Peak learning rate, in place of the recipe's.
+            soft: What a teacher says of all images; None learns from the labels alone.
         """
+        self._hear(soft)
         peak = self._recipe.learning_rate if rate is None else rate
         if self._stream is not None and self._graph is None:
             self._fill(rows, labels, seed, peak)
@@ -100,6 +112,19 @@ class Lane:
         if self._stream is not None:
             torch.cuda.current_stream(self._place).wait_stream(self._stream)
 
+    def _hear(self, soft: SoftLabels | None) -> None:
+        """Lay out what the teacher says. The first time the graph is recorded anew, with a term that it lacked."""
+        course = self._course
+        if soft is None:
+            course["alpha"].zero_()
+            return
+        if self._targets is None:
+            self._graph = None
+            self._targets = torch.zeros(len(self._padded), self._classes, device=self._place)
+        self._targets.copy_(torch.from_numpy(soft.targets))
+        course["alpha"].fill_(soft.alpha)
+        course["temperature"].fill_(soft.temperature)
+
     def _fresh(self, *, seed: int) -> ResNet:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -113,6 +138,7 @@ class Lane:
         course["mirrored"] = torch.zeros(steps, rows, dtype=torch.bool, device=self._place)
         course |= {name: torch.zeros(steps, device=self._place) for name in ("rate", "share")}
         course["step"] = torch.zeros(1, **whole)
+        course["alpha"], course["temperature"] = (value.to(self._place) for value in (torch.zeros(1), torch.ones(1)))
         return course
 
     def _fill(self, rows: Int64, labels: Int64, seed: int, peak: float) -> None:
@@ -176,7 +202,7 @@ class Lane:
         course = self._course
         at = course["step"]
         rows = course["rows"].index_select(0, at)[0]
-        loss = self._loss(self._augmented(rows, at), self._labels[rows])
+        loss = self._loss(self._logits(self._augmented(rows, at)), rows)
         slopes = torch.autograd.grad(loss, self._weights)
         with torch.no_grad():
             rate, share = (course[name].index_select(0, at)[0] for name in ("rate", "share"))
@@ -194,13 +220,24 @@ class Lane:
             torch._foreach_add_(averaged, apart)
             at.add_(1)
 
-    def _loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
         # A cache of narrowed weights would outlive the recording.
         on_gpu = self._place.type == "cuda"
         narrow: Any = torch.autocast("cuda", torch.bfloat16, cache_enabled=False) if on_gpu else nullcontext()
         with narrow:
-            logits = self.model(images)
-        return functional.cross_entropy(logits.float(), labels, label_smoothing=self._recipe.smoothing)
+            logits: torch.Tensor = self.model(images)
+        return logits.float()
+
+    def _loss(self, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Mean of (1 - alpha) CE + alpha T^2 KL(teacher || student), both softened by T (Hinton et al. 2015)."""
+        told = functional.cross_entropy(logits, self._labels[rows], label_smoothing=self._recipe.smoothing)
+        if self._targets is None:
+            return told
+        alpha, temperature = self._course["alpha"], self._course["temperature"]
+        teacher = (self._targets[rows] / temperature).log_softmax(1)
+        student = (logits / temperature).log_softmax(1)
+        apart = (teacher.exp() * (teacher - student)).sum(1).mean()
+        return ((1 - alpha) * told + alpha * temperature**2 * apart)[0]
 
     def _augmented(self, rows: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
         recipe, course = self._recipe, self._course

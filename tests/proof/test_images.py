@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from datapipe.errors import ItemError, MetricError
-from datapipe.proof.images import ImageRecipe, ImageTrainer
+from datapipe.proof.images import ImageRecipe, ImageTrainer, SoftLabels
 from datapipe.proof.pictures import decode_images
 from datapipe.proof.resnet import ResNet
 
@@ -70,6 +70,78 @@ def test_a_training_learns_the_labels_that_it_is_given() -> None:
     assert set(found.tolist()) <= {0, 1}
     assert (found == halves).mean() > 0.8
     assert len(images) == len(found)
+
+
+def spoken(labels: np.ndarray, sure: float = 0.99) -> np.ndarray:
+    """Log-probabilities of a teacher that is so sure of these labels."""
+    return np.log(np.where(np.eye(10)[labels] > 0, sure, (1 - sure) / 9)).astype(np.float32)
+
+
+def test_a_student_learns_from_its_teacher_as_far_as_alpha_says() -> None:
+    recipe = ImageRecipe(steps=30, batch_rows=30, width=4, shift=1, cutout=0, average=0.8)
+    _, labels = fashion()
+    rows, halves = np.arange(60), (labels >= 5).astype(np.int64)
+    soft = [SoftLabels(targets=spoken(halves), alpha=alpha) for alpha in (1.0, 0.0)]
+    taught, deaf, alone = trainer(recipe).train_many([rows] * 3, [0] * 3, soft=[*soft, None])
+    assert (taught == halves).mean() > 0.8
+    assert (deaf == alone).all()
+    assert (alone == trainer(recipe).train(rows, seed=0)).all()
+
+
+def test_the_loss_is_that_of_knowledge_distillation() -> None:
+    images, labels = trainer(), fashion()[1]
+    (lane,) = images._lanes
+    draws = np.random.default_rng(0)
+    logits, rows = draws.normal(size=(8, 10)), np.arange(3, 11)
+    for alpha, temperature in ((0.0, 1.0), (0.3, 1.0), (0.9, 4.0), (1.0, 0.5)):
+        soft = SoftLabels(targets=spoken(labels[::-1], 0.7), alpha=alpha, temperature=temperature)
+        lane.load(np.arange(60), labels, seed=0, soft=soft)
+        found = lane._loss(torch.from_numpy(logits).float(), torch.from_numpy(rows))
+        teacher, student = (
+            torch.from_numpy(each / temperature).log_softmax(1) for each in (soft.targets[rows].astype(float), logits)
+        )
+        apart = (teacher.exp() * (teacher - student)).sum(1).mean() * temperature**2
+        smooth = torch.from_numpy(0.8 * np.eye(10)[labels[rows]] + 0.02)
+        told = -(smooth * torch.from_numpy(logits).log_softmax(1)).sum(1).mean()
+        assert float(found) == pytest.approx(float((1 - alpha) * told + alpha * apart), rel=1e-5)
+
+
+def test_each_training_has_labels_of_its_own() -> None:
+    images, labels = trainer(), fashion()[1]
+    rows, turned = np.arange(60), (labels + 1) % 10
+    one, other = images.train_many([rows, rows], [0, 0], labels=[labels, turned])
+    assert (one == images.train(rows, seed=0)).all()
+    assert (other == images.train(rows, seed=0, labels=turned)).all()
+
+
+def test_a_teacher_says_log_probabilities_of_every_training_image() -> None:
+    images = trainer()
+    rows = np.arange(0, 60, 2)
+    predicted, said = images.teach(rows, seed=3)
+    assert (predicted == images.train(rows, seed=3)).all()
+    assert said.shape == (60, 10)
+    assert said.dtype == np.float32
+    assert np.exp(said.astype(float)).sum(1) == pytest.approx(np.ones(60), abs=1e-4)
+    assert (said.argmax(1) == predicted).all()  # test and training images are the same here
+
+
+def test_soft_labels_of_another_shape_or_range_are_refused() -> None:
+    labels, rows = fashion()[1], np.arange(60)
+    good = spoken(labels)
+    bad = good.copy()
+    bad[3, 4] = np.nan
+    for soft, told in (
+        (SoftLabels(targets=good[:50], alpha=0.5), r"\(50, 10\).*needed.*\(60, 10\)"),
+        (SoftLabels(targets=good[:, :9], alpha=0.5), r"\(60, 9\)"),
+        (SoftLabels(targets=good.astype(np.float16), alpha=0.5), "float16"),
+        (SoftLabels(targets=bad, alpha=0.5), "1 of them not finite"),
+        (SoftLabels(targets=good, alpha=1.5), "alpha 1.5"),
+        (SoftLabels(targets=good, alpha=0.5, temperature=0.0), "temperature 0.0"),
+    ):
+        with pytest.raises(MetricError, match=told):
+            trainer().train_many([rows], [0], soft=[soft])
+    with pytest.raises(MetricError, match="2 arms, 1 arrays of labels"):
+        trainer().train_many([rows, rows], [0, 1], labels=[labels])
 
 
 def test_learning_rates_are_those_of_each_training() -> None:
@@ -131,3 +203,17 @@ def test_lanes_that_overlap_on_a_gpu_learn_as_one_does() -> None:
         [np.arange(60)] * 3, [0, 1, 2]
     )
     assert ((found == labels).mean(axis=1) > 0.8).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_arms_of_any_alpha_share_a_recorded_graph_on_a_gpu() -> None:
+    images, labels = fashion()
+    recipe = ImageRecipe(steps=60, batch_rows=30, width=16, shift=1, cutout=0, average=0.8)
+    trained = ImageTrainer(images, labels, images, classes=10, recipe=recipe, device="cuda", lanes=2)
+    halves, rows = (labels >= 5).astype(np.int64), np.arange(60)
+    soft = [SoftLabels(targets=spoken(halves), alpha=alpha, temperature=2.0) for alpha in (1.0, 0.0)]
+    plain, taught, deaf, again = trained.train_many([rows] * 4, [0] * 4, soft=[None, *soft, None])
+    assert (taught == halves).mean() > 0.8
+    for each in (plain, deaf, again):
+        assert (each == labels).mean() > 0.8

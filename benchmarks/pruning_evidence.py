@@ -1,65 +1,138 @@
 """Our own results as rows of the table that rules and advice rest on.
 
-    results/pruning_settings.json -> the settings that are presets -> evidence_from -> datapipe/selection/evidence.json
-                                                                                    -> results/pruning_gains.json
+    results/pruning_settings.json (text), pruning_images.json, pruning_images_choice.json (images)
+    -> the settings that are presets -> evidence_from -> datapipe/selection/evidence.json, results/pruning_gains.json
 
-Run: python -m benchmarks.pruning_evidence. Rows of this origin are replaced, published ones stay as they are.
+Run: python -m benchmarks.pruning_evidence. Rows of this origin are replaced, published ones stay as they are. Images
+count on the test split; presets that were only tried on validation images count there, against random rows of the same
+seed, as far as there are.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import record, rows
+from benchmarks.common import RESULTS, record, rows
+from benchmarks.image_plans import OURS, Setting
 from datapipe.advisor.record import evidence_from
 from datapipe.selection.evidence import PUBLISHED
+from datapipe.selection.presets import get_preset
+
+if TYPE_CHECKING:
+    from datapipe.selection.evidence import Evidence
+
+Row = dict[str, Any]
 
 SOURCE = "own benchmark, pruning_settings"
+IMAGES = "own benchmark, pruning_images"
+VALIDATION = "own benchmark, pruning_images on validation images"
 CLASSES = {"trec6": 6, "banking77": 77}
-PRESETS: dict[str, dict[tuple[str, str], tuple[float, ...]]] = {
+SIZES = {"cifar10": (50_000, 10), "fashion_mnist": (60_000, 10)}
+"""Training rows and classes of the sets of images."""
+BY_RANK = "dual_by_rank"
+"""DUAL with its density at the place of a row by rank, in place of the mean probability of its label."""
+TEXT: dict[str, dict[tuple[str, str], tuple[float, ...]]] = {
     "random": {("random", ""): (0.1, 0.3)},
     "ccs": {("ccs", "aum"): (0.1, 0.3)},
-    "dual": {("dual", "window 10, power 5.5, sharpness 15"): (0.1, 0.3)},
+    BY_RANK: {("dual", "window 10, power 5.5, sharpness 15"): (0.1, 0.3)},
     "elfs": {
         ("hardest by pseudo_label_aum", "trim 0.3"): (0.1,),
         ("hardest by pseudo_label_aum", "trim 0.1"): (0.3,),
     },
+    "default_label_free": {("hardest by pseudo_label_aum", "trim 0.3"): (0.3,)},
     "default_labels": {
-        ("hardest by aum, half of an equal share a class", "trim 0.4"): (0.1,),
+        ("hardest by aum, half of an equal share a class", "trim 0.3"): (0.1,),
         ("hardest by aum, half of an equal share a class", "trim 0.1"): (0.3,),
     },
     "sorscher_easy": {("easiest by prototypes", ""): (0.1, 0.3)},
 }
-"""The settings of each preset at these fractions; `default_label_free` is that of `elfs`."""
+"""The settings of each preset, or of what is none, at these fractions."""
+TRIED = ("elfs", "zcore")
+"""Presets that were tried on validation images and not on the test split."""
 
 
 def main() -> None:
     """Write the table."""
-    chosen: dict[str, list[dict[str, Any]]] = {name: [] for name in CLASSES}
+    found = [replace(row, half_width=round(row.half_width, 3)) for row in (*text(), *images())]
+    known = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    kept = [row for row in known if not row["source"].startswith("own benchmark")]
+    lines = [json.dumps(row, ensure_ascii=False) for row in [*kept, *map(asdict, found)]]
+    PUBLISHED.write_text("[\n " + ",\n ".join(lines) + "\n]\n", encoding="utf-8")
+    (RESULTS / "pruning_gains.json").unlink(missing_ok=True)
+    for each in found:
+        gain = round(each.accuracy - each.random, 2) if each.accuracy is not None and each.random is not None else None
+        print(each.told(), each.method, gain, "±", each.half_width)
+        if each.source == SOURCE:
+            about = {"dataset": each.dataset, "fraction": each.fraction, "method": each.method}
+            figures = {"random": each.random, "accuracy": each.accuracy, "gain": gain, "half_width": each.half_width}
+            record("pruning_gains", figures, about)
+
+
+def text() -> list[Evidence]:
+    """Heads on vectors of text, on validation rows."""
+    chosen: dict[str, list[Row]] = {name: [] for name in CLASSES}
     for row in rows("pruning_settings"):
-        for preset, settings in PRESETS.items():
+        for preset, settings in TEXT.items():
             if row["fraction"] in settings.get((row["method"], row["setting"]), ()):
                 chosen[row["dataset"]].append({**row, "method": preset})
-                if preset == "elfs":
-                    chosen[row["dataset"]].append({**row, "method": "default_label_free"})
-    found = [
+    return [
         evidence
         for name, results in chosen.items()
         for evidence in evidence_from(
             results, rows=results[0]["rows"], classes=CLASSES[name], modality="text", source=SOURCE
         )
     ]
-    kept = [row for row in json.loads(PUBLISHED.read_text(encoding="utf-8")) if row["source"] != SOURCE]
-    lines = [json.dumps(row, ensure_ascii=False) for row in [*kept, *map(asdict, found)]]
-    PUBLISHED.write_text("[\n " + ",\n ".join(lines) + "\n]\n", encoding="utf-8")
-    for each in found:
-        about = {"dataset": each.dataset, "fraction": each.fraction, "method": each.method}
-        gain = round(each.accuracy - each.random, 2) if each.accuracy is not None and each.random is not None else None
-        figures = {"random": each.random, "accuracy": each.accuracy, "gain": gain, "half_width": each.half_width}
-        record("pruning_gains", figures, about)
-        print(each.told(), each.method, gain, "±", each.half_width)
+
+
+def images() -> list[Evidence]:
+    """Networks on images: methods on the test split, and presets that were only tried on validation images."""
+    tested = [{**row, "method": called(row)} for row in rows("pruning_images") if "trained_as" not in row]
+    # Every encoder is compared with the same random rows.
+    base = [row for row in tested if row["method"] == "random"]
+    for encoder in sorted({row["encoder"] for row in tested} - {row["encoder"] for row in base}):
+        tested += [{**row, "encoder": encoder} for row in base]
+    found: list[Evidence] = []
+    for source, results in ((IMAGES, tested), (VALIDATION, _tried())):
+        for name in sorted({row["dataset"] for row in results}):
+            count, classes = SIZES[name]
+            own = [row for row in results if row["dataset"] == name]
+            found += evidence_from(own, rows=count, classes=classes, source=source)
+    return found
+
+
+def called(row: Row) -> str:
+    """The method of a row; a default whose setting is not that of the preset goes by the score that it cut by."""
+    name: str = row["method"]
+    if name in OURS and row["setting"] != _setting(name, row["fraction"], row["setting"]["score"]):
+        return f"{row['setting']['score']}_window"
+    return BY_RANK if name == "dual" and not row["setting"].get("place") else name
+
+
+def _tried() -> list[Row]:
+    measured = rows("pruning_images_choice")
+    found: list[Row] = [
+        {**row, "method": preset}
+        for preset in TRIED
+        for row in measured
+        if row["setting"] == _setting(preset, row["fraction"], get_preset(preset).metric)
+    ]
+    recipes = [(row["fraction"], row["recipe"]) for row in found]
+    for row in rows("pruning_images_tuning"):
+        if (row["fraction"], row["recipe"]) in recipes:
+            found += [{**row, "method": "random", "encoder": each} for each in {row["encoder"] for row in measured}]
+    return found
+
+
+def _setting(preset: str, fraction: float, score: str) -> Row | None:
+    """The setting of a preset as a row tells it; None where it reads another score."""
+    made = get_preset(preset)
+    if made.metric != score:
+        return None
+    plan, group = made.settings(fraction, groups=("label",))
+    told: Row = json.loads(json.dumps(Setting(score=score, plan=plan, group=group).as_dict()))
+    return told
 
 
 if __name__ == "__main__":

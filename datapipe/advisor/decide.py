@@ -3,8 +3,9 @@
     Facts, budget, teacher -> nearest evidence -> method -> Advice(preset, keep, why, evidence, warnings, command)
 
 A method is advised only where the nearest rows of the evidence have it above random by more than their interval on
-every data set and below on none; otherwise it is random, stratified where there are labels. Raises `BudgetError` for a
-fraction that is none.
+every data set and below on none; otherwise it is random, stratified where there are labels. Where we measured a method
+on a data set, published rows of it there do not count: ours is what would run. Raises `BudgetError` for a fraction that
+is none.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def decide(
     """
     if keep is not None and not 0 < keep <= 1:
         raise BudgetError(f"keep must be a fraction above 0 and at most 1, got {keep!r}")
-    rows = published() if table is None else table
+    rows = _ours_first(published() if table is None else table)
     fraction, how_far = (keep, ()) if keep is not None else _how_far(facts, rows, has_teacher=has_teacher)
     preset, why, evidence = _method(facts, fraction, rows, has_teacher=has_teacher)
     extra: dict[str, str] = {}
@@ -137,6 +138,11 @@ def available(facts: Facts) -> set[str]:
     }
 
 
+def _ours_first(table: Sequence[Evidence]) -> tuple[Evidence, ...]:
+    ours = {(row.dataset, row.method) for row in table if row.kind == "measured"}
+    return tuple(row for row in table if row.kind == "measured" or (row.dataset, row.method) not in ours)
+
+
 def _how_far(facts: Facts, table: Sequence[Evidence], *, has_teacher: bool) -> tuple[float, tuple[str, ...]]:
     if has_teacher:
         told = "Half: ImageNet at 50 % and random, with distillation, is above the full set without (arXiv 2403.07854)."
@@ -148,9 +154,8 @@ def _how_far(facts: Facts, table: Sequence[Evidence], *, has_teacher: bool) -> t
         lost = [row.full - row.accuracy for row in rows if row.full is not None and row.accuracy is not None]
         if method != "random" and lost and max(lost) <= TOLERANCE:
             told = "; ".join(row.told() for row in rows)
-            return fraction, (
-                f"No budget was asked for: {fraction:.0%} cost at most {max(lost):.1f} points there: {told}.",
-            )
+            cost = f"at most {max(lost):.1f} points" if max(lost) > 0 else "nothing"
+            return fraction, (f"No budget was asked for: {fraction:.0%} cost {cost} there: {told}.",)
     told = (
         f"No budget was asked for, and no row of the evidence near this data set is within {TOLERANCE:g} point of its "
         f"full set: {CAUTIOUS_KEEP:.0%} are kept."

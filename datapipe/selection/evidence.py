@@ -134,9 +134,9 @@ def nearest(
 ) -> tuple[Evidence, ...]:
     """Return the comparable rows that stand nearest to a setting.
 
-    Of the data sets of the same modality, the one whose rows, and rows a class, differ least (in logarithms); where
-    there are only other modalities, all of them. Of each data set the fractions on both sides of the one asked for, or
-    the last one before the end.
+    Of the data sets of the same modality, the one whose rows, and rows a class, differ least (in logarithms), or those
+    that differ as little; where there are only other modalities, all of them. Of each data set the fractions on both
+    sides of the one asked for, or the last one before the end.
 
     Args:
         rows: The table.
@@ -154,8 +154,10 @@ def closest(rows: Iterable[Evidence], *, modality: Modality, size: int, classes:
     same = [row for row in comparable if row.modality == modality]
     if not same:
         return comparable
-    dataset = min(same, key=lambda row: (_distance(row, size, classes), row.dataset)).dataset
-    return [row for row in same if row.dataset == dataset]
+    # Without labels, sets of as many rows stand equally near, whatever their classes: none of them may speak alone.
+    least = min(_distance(row, size, classes) for row in same)
+    datasets = {row.dataset for row in same if math.isclose(_distance(row, size, classes), least)}
+    return [row for row in same if row.dataset in datasets]
 
 
 def cut_of(metric: str, order: Literal["hard", "easy"]) -> str | None:

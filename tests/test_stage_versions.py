@@ -120,7 +120,9 @@ SOURCES = {
         "stages/vectors.py",
         "storage/lists.py",
     ],
-    "datapipe.stages.coverage.ScoreCoverage": ["metrics/coverage.py", "stages/proxy.py", "stages/vectors.py"],
+    "datapipe.stages.coverage.ScoreCoverage": [
+        *("metrics/coverage.py", "metrics/strips.py", "stages/proxy.py", "stages/vectors.py"),
+    ],
     "datapipe.stages.duplicates.FindDuplicates": [
         "dedup/exact.py",
         "dedup/semantic.py",

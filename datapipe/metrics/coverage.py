@@ -5,10 +5,11 @@ triangular distributions over (least, median, greatest) of their dims; the row n
 gains 1; the rows nearest to that row lose, together, 1, in proportion to 1 / d^4. Higher is better.
 
 What differs, so that it costs minutes at a million rows instead of draws x rows:
-    planes    `PLANES` pairs of dims take all draws between them; the rows of a plane are sorted once by their first
-              number, and the nearest are looked for in a window that widens until nothing outside can be nearer
+    planes    `PLANES` pairs of dims take all draws between them; the rows of a plane are sorted once into strips (see
+              `datapipe.metrics.strips`), where the nearest are found exactly without a look at the others
     penalty   over the `REDUNDANT` nearest in place of 1,000: in a plane 1 / d^4 falls as 1 / rank^2, and the rest holds
               about 2 % of it; rows at distance 0 share the whole penalty, where the authors' code charges one of them
+    ties      go to the lower row, for the one nearest and for the last of several
 
 columns (dim, rows) -> planes -> winners and losers -> float32 (rows,). Draws come from Philox by plane; planes are
 summed in their order; so neither threads nor shards change a bit.
@@ -24,6 +25,7 @@ import numpy as np
 
 from datapipe.errors import MetricError
 from datapipe.metrics.pool import usable_cpus
+from datapipe.metrics.strips import Strips, ordered, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +39,6 @@ DRAWS = 1_000_000
 PLANES = 512
 REDUNDANT = 32
 EXPONENT = 4
-_CELLS = 1 << 20  # distances held at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ def coverage(
 ) -> Float32:
     """Return what each row gains less what it loses, float32 (rows,); the sum over all rows is 0 but for rounding.
 
-    A lone row gains every draw. Time planes * rows * log rows + draws * window; memory 48 bytes a row and thread.
+    A lone row gains every draw. Time planes * rows + draws * root of rows; memory 40 bytes a row and thread.
 
     Args:
         columns: bfloat16 bits of the vectors, uint16 (dim, rows), such as a memory-mapped file.
@@ -105,10 +106,18 @@ def draw(columns: NDArray[np.uint16], count: int, *, seed: int, plane: int) -> D
     share = chance.random((count, 2))
     points = np.empty((count, 2))
     for axis, number in enumerate(dims.tolist()):
-        values = _floats(columns[number])
-        low, middle, high = float(values.min()), float(np.median(values)), float(values.max())
+        low, middle, high = _quantiles(ordered(columns[number]))
         points[:, axis] = _triangular(share[:, axis], low, middle, high)
     return Draws(dims=dims, points=points)
+
+
+def _quantiles(keys: NDArray[np.uint16]) -> tuple[float, float, float]:
+    """Least, median and greatest of the numbers with these keys; counted, not sorted."""
+    below = np.cumsum(np.bincount(keys))
+    middle = np.searchsorted(below, [(len(keys) - 1) // 2, len(keys) // 2], side="right")
+    ends = np.searchsorted(below, [0, len(keys) - 1], side="right")
+    low, high = value_of(ends).tolist()
+    return low, float(value_of(middle).mean(dtype=np.float32)), high
 
 
 def _triangular(share: Float64, low: float, middle: float, high: float) -> Float64:
@@ -124,21 +133,20 @@ def _triangular(share: Float64, low: float, middle: float, high: float) -> Float
 
 def _plane(columns: NDArray[np.uint16], drawn: Draws) -> tuple[Int64, Float64]:
     """The rows that gain or lose in a plane, and how much; a row may stand several times."""
-    x, y = (_floats(columns[number]).astype(np.float64) for number in drawn.dims.tolist())
-    order = np.argsort(x, kind="stable")
-    x, y = x[order], y[order]
-    nearest = _nearest(x, y, drawn.points, 1, order)[0][:, 0]
+    count = min(REDUNDANT + 1, columns.shape[1])
+    x, y = (ordered(columns[number]) for number in drawn.dims.tolist())
+    strips = Strips(x, y, most=count)
+    nearest = strips.nearest(drawn.points, 1)[0][:, 0]
     winners, wins = np.unique(nearest, return_counts=True)
     gains = wins.astype(np.float64)
-    count = min(REDUNDANT + 1, len(x))
     if count == 1:
-        return order[winners], gains
-    places, distances = _nearest(x, y, np.column_stack([x[winners], y[winners]]), count, order)
-    other = places != winners[:, None]
-    # A winner may have so many copies that it is not among its own nearest: then the last of them is left out.
-    other[other.all(axis=1), -1] = False
+        return winners, gains
+    places = np.column_stack([value_of(x[winners]), value_of(y[winners])]).astype(np.float64)
+    # A winner is the lowest row of its place, so it is among its own nearest.
+    near, distances = strips.nearest(places, count)
+    other = near != winners[:, None]
     losses = -gains[:, None] * _penalty(distances, other)
-    return np.append(order[winners], order[places[other]]), np.append(gains, losses[other])
+    return np.append(winners, near[other]), np.append(gains, losses[other])
 
 
 def _penalty(distances: Float64, other: NDArray[np.bool_]) -> Float64:
@@ -150,59 +158,3 @@ def _penalty(distances: Float64, other: NDArray[np.bool_]) -> Float64:
     weights = np.where(copies.any(axis=1, keepdims=True), copies, np.where(other, ratio**EXPONENT, 0.0))
     shares: Float64 = weights / weights.sum(axis=1, keepdims=True)
     return shares
-
-
-def _nearest(x: Float64, y: Float64, points: Float64, count: int, rows: Int64) -> tuple[Int64, Float64]:
-    """The `count` places nearest to each point by L1, and their distances, (points, count).
-
-    For one, ties go to the lowest row; for several, those at the last distance are taken by their places.
-
-    Args:
-        x: First numbers, ascending, float64 (rows,).
-        y: Second numbers, in the same order.
-        points: float64 (points, 2).
-        count: 1 <= count <= rows.
-        rows: The row at each place.
-    """
-    found = np.empty((len(points), count), np.int64)
-    distance = np.empty((len(points), count))
-    pending = np.arange(len(points))
-    width = min(max(64, 8 * count), len(x))
-    while len(pending):
-        again = []
-        step = max(_CELLS // width, 1)
-        for start in range(0, len(pending), step):
-            some = pending[start : start + step]
-            places, apart, sure = _within(x, y, points[some], count, width, rows)
-            found[some], distance[some] = places, apart
-            again.append(some[~sure])
-        pending = np.concatenate(again)
-        width = min(4 * width, len(x))
-    return found, distance
-
-
-def _within(
-    x: Float64, y: Float64, points: Float64, count: int, width: int, rows: Int64
-) -> tuple[Int64, Float64, NDArray[np.bool_]]:
-    """As `_nearest`, among the `width` places around each point; and whether no place outside can be as near."""
-    begin = np.clip(np.searchsorted(x, points[:, 0]) - width // 2, 0, len(x) - width)
-    end = begin + width
-    view = np.lib.stride_tricks.sliding_window_view
-    apart = np.abs(view(x, width)[begin] - points[:, :1]) + np.abs(view(y, width)[begin] - points[:, 1:])
-    if count == 1:
-        least = apart.min(axis=1, keepdims=True)
-        ranks = np.where(apart == least, view(rows, width)[begin], len(rows))
-        places = ranks.argmin(axis=1)[:, None]
-    else:
-        places = np.argpartition(apart, count - 1, axis=1)[:, :count]
-    chosen = np.take_along_axis(apart, places, axis=1)
-    reach = chosen.max(axis=1)
-    below = np.where(begin > 0, points[:, 0] - x[np.maximum(begin - 1, 0)], np.inf)
-    above = np.where(end < len(x), x[np.minimum(end, len(x) - 1)] - points[:, 0], np.inf)
-    return places + begin[:, None], chosen, (reach < below) & (reach < above)
-
-
-def _floats(bits: NDArray[np.uint16]) -> Float32:
-    wide = np.asarray(bits).astype("<u4")
-    values: Float32 = np.left_shift(wide, 16, out=wide).view("<f4")
-    return values

@@ -47,7 +47,7 @@ class ScoreCoverage(SetStage):
     """Turn the vectors into columns, then draw. Disk: 2 * dim bytes a row."""
 
     name: ClassVar[str] = "score"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     settings: CoverageConfig
 

@@ -186,6 +186,16 @@ class StageDir:
             about["facts"] = dict(facts or {})
         return self._read(name)
 
+    @contextmanager
+    def file(self, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Write any file as the shard `name`; it appears whole when the block ends without error.
+
+        Yields:
+            Where to write it, and what its sidecar is to say: `rows` and `facts`.
+        """
+        with self._committing(name) as (temporary, about):
+            yield temporary, about
+
     def adopt(self, name: str, folder: Path) -> ShardInfo:
         """Take over the shard `name` of another stage directory: a second link to its file where that is possible.
 

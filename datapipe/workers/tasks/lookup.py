@@ -21,7 +21,9 @@ _HERE = {
     "classify_image": ("datapipe.workers.tasks.image", "ClassifyImageTask"),
     "embed": ("datapipe.workers.tasks.embed", "EmbedTask"),
     "embed_image": ("datapipe.workers.tasks.image", "EmbedImageTask"),
+    "generate": ("datapipe.workers.tasks.generate", "GenerateTask"),
     "rerank": ("datapipe.workers.tasks.rerank", "RerankTask"),
+    "teach": ("datapipe.workers.tasks.teach", "TeachTask"),
 }
 _registered: dict[str, type[Task]] = {}
 

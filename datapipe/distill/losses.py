@@ -261,9 +261,8 @@ def _check_values(logits: torch.Tensor, targets: Targets, labels: torch.Tensor |
     if not bool(found.any()):
         return
     kind, position = (int(each) for each in found.nonzero()[0])
-    raise SoftLabelError(
-        f"position {position} of the batch: {list(faults)[kind]}; {int(found[kind].sum())} are like that"
-    )
+    count = f"{int(found[kind].sum())} of {len(alpha)} are like that"
+    raise SoftLabelError(f"position {position} of the batch: {list(faults)[kind]}; {count}")
 
 
 def _owned(values: Float16) -> Float16:

@@ -132,22 +132,30 @@ class SoftLabelCollator:
         found = self._store.read(places[places >= 0])
         alphas = np.zeros(len(items), np.float32)
         alphas[places >= 0] = self._weights(found)
+        tokens = self._store.header.level == "token"
+        ids = [_host(item.get("input_ids"), place) for place, item in enumerate(items)] if tokens else []
         own = [{key: value for key, value in item.items() if key not in {PLACE, "row_id"}} for item in items]
         batch = dict(self._collate(own))
-        if self._store.header.level == "row":
+        if not tokens:
             batch["soft_labels"] = _filled(targets_of(found.labels, found.header), torch.from_numpy(places >= 0))
             return {**batch, "kd_alpha": torch.from_numpy(alphas)}
-        return {**batch, **self._tokens(items, places >= 0, found, alphas, width=_width_of(batch))}
+        return {**batch, **self._tokens(items, ids, places >= 0, found, alphas, width=_width_of(batch))}
 
     def _weights(self, found: SoftLabelRows) -> Any:
         own = found.fact("kd_alpha")
         return own.filled(self._alpha) if self._own_alpha else np.full(len(own), self._alpha)
 
     def _tokens(
-        self, items: Sequence[Mapping[str, Any]], known: Any, found: SoftLabelRows, alphas: Any, *, width: int
+        self,
+        items: Sequence[Mapping[str, Any]],
+        ids: Sequence[Int64],
+        known: Any,
+        found: SoftLabelRows,
+        alphas: Any,
+        *,
+        width: int,
     ) -> dict[str, Any]:
         """Where the scored tokens of the batch are; rows without soft labels bring those that have a label."""
-        ids = [_host(item.get("input_ids"), place) for place, item in enumerate(items)]
         expected = found.table.select(["row_id", "length", "tokens_digest"]).to_pylist()
         stored = iter(zip(_scored_of(found), expected, strict=True))
         scored = []

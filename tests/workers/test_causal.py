@@ -174,9 +174,9 @@ def test_the_tokens_of_a_text_are_the_same_whatever_its_context(task: CausalTask
 
 @given(context=integers(0, 60), length=integers(1, 60), limit=integers(2, 50))
 def test_context_goes_first_then_the_end_of_the_text(task: CausalTask, context: int, length: int, limit: int) -> None:
-    short = CausalTask(task._tokenizer, task.model, device=CPU, max_length=limit)
+    short = CausalTask(task.tokenizer, task.model, device=CPU, max_length=limit, folder=task.folder)
     prepared = short.prepare(CausalItem("b " * length, context="a " * context))
-    a, b = (short._tokenizer.plain([letter], first=0)[0][0] for letter in "ab")
+    a, b = (short.tokenizer.plain([letter], first=0)[0][0] for letter in "ab")
     kept = min(length, limit - 1)
     before = min(context, limit - 1 - kept)
     assert prepared.ids.tolist() == [101] + [a] * before + [b] * kept

@@ -10,6 +10,7 @@ is the architecture's own code, run with the body taken out. Both halves are tri
 from __future__ import annotations
 
 import copy
+import inspect
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,7 @@ class CausalModel:
         kind = class_for(folder, config, mapping=mapping, purpose="causal language model")
         model = filled(kind, config, folder, dtype=dtype).to(device)
         self._body, product = model.get_decoder(), model.get_output_embeddings()
+        self._takes_places = "position_ids" in inspect.signature(self._body.forward).parameters
         self.vocabulary, self.dim = (int(size) for size in product.weight.shape)
         self.positions, self.nbytes, self._device = positions_of(config), nbytes_of(model), device
         self.chunk_rows = max(16, _LOGIT_BYTES[device.type] // (4 * self.vocabulary))
@@ -96,6 +98,24 @@ class CausalModel:
             given = sent[: ids.size].view(ids.shape)
             states: torch.Tensor = self._body(input_ids=given, use_cache=False).last_hidden_state
             return states.flatten(0, 1)[sent[ids.size :]]
+
+    def advance(
+        self, ids: torch.Tensor, *, mask: torch.Tensor, places: torch.Tensor, cache: Any
+    ) -> tuple[torch.Tensor, Any]:
+        """Read on, and return the state after the last token of each row, (rows, dim), and the cache grown by it.
+
+        Args:
+            ids: What is new, int64 (rows, new); the same number of tokens in each row.
+            mask: 1 for tokens, 0 for padding on the left, int64 (rows, read before + new).
+            places: Position of each new token in its own text, int64 (rows, new).
+            cache: Of the call before; None at first. It is changed.
+        """
+        import torch
+
+        with torch.inference_mode():
+            own = {"position_ids": places} if self._takes_places else {}
+            out = self._body(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **own)
+            return out.last_hidden_state[:, -1], out.past_key_values
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Logits of the token after each state, float32 (rows, vocabulary), on the device.

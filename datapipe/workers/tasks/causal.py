@@ -125,6 +125,15 @@ class PlainTokenizer(TextTokenizer):
         chunks = (encodings for _, encodings in self._encoded(texts, first=first))
         return [np.array(encoding.ids, dtype=np.int32) for encodings in chunks for encoding in encodings]
 
+    def text(self, ids: Int32) -> str:
+        """The text of token ids, without special tokens."""
+        return str(self._whole.decode(ids.tolist(), skip_special_tokens=True))
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token, or None if there is no such token."""
+        found: int | None = self._whole.token_to_id(token)
+        return found
+
 
 class CausalTask:
     """Score texts with one causal language model.
@@ -134,15 +143,27 @@ class CausalTask:
         model: On its device; other tasks may use its two halves.
         device: That device.
         max_length: Tokens that opening, context and text are cut to.
+        folder: Where the model was read from, for tasks that read more of it.
+
+    Attributes:
+        model, tokenizer, device, max_length, folder: As given.
     """
 
     name: ClassVar[str] = "causal"
     item_type: ClassVar[type] = CausalItem
     result_type: ClassVar[type] = CausalScores
 
-    def __init__(self, tokenizer: PlainTokenizer, model: CausalModel, *, device: torch.device, max_length: int) -> None:
-        self.model = model
-        self._tokenizer, self._device, self._max_length = tokenizer, device, max_length
+    def __init__(
+        self,
+        tokenizer: PlainTokenizer,
+        model: CausalModel,
+        *,
+        device: torch.device,
+        max_length: int,
+        folder: ModelFolder,
+    ) -> None:
+        self.model, self.tokenizer, self.folder = model, tokenizer, folder
+        self.device, self.max_length = device, max_length
         self.padded, self.dim, self.nbytes = model.padded, model.dim, model.nbytes
 
     @classmethod
@@ -193,7 +214,7 @@ class CausalTask:
                 f"model {folder.name}: a max_length of {max_length} leaves no room for a text after "
                 f"{len(tokenizer.opening)} special tokens"
             )
-        return cls(tokenizer, model, device=device, max_length=max_length)
+        return cls(tokenizer, model, device=device, max_length=max_length, folder=folder)
 
     def prepare(self, item: CausalItem) -> Continuation:
         """Tokenise one item; see `prepare_many`."""
@@ -208,8 +229,8 @@ class CausalTask:
         for index, item in enumerate(items, first):
             if not isinstance(item, CausalItem):
                 raise ItemError(f"item {index} must be a CausalItem. Got {type(item).__name__}", index=index)
-        texts = self._tokenizer.plain([item.text for item in items], first=first)
-        contexts = self._tokenizer.plain([item.context for item in items], first=first)
+        texts = self.tokenizer.plain([item.text for item in items], first=first)
+        contexts = self.tokenizer.plain([item.context for item in items], first=first)
         for index, text in enumerate(texts, first):
             if not len(text):
                 raise ItemError(f"item {index} has no tokens to score", index=index)
@@ -233,7 +254,7 @@ class CausalTask:
             states = self.model.hidden([each.ids for each in batch])
             ends = np.cumsum([each.length for each in batch]).tolist()
             rows = [states[end - 1 - len(each.scored) : end - 1] for end, each in zip(ends, batch, strict=True)]
-            found = self.model.log_probabilities(torch.cat(rows), to_device(targets, self._device))
+            found = self.model.log_probabilities(torch.cat(rows), to_device(targets, self.device))
             wanted = [own.flatten().float() for own, each in zip(rows, batch, strict=True) if each.hidden]
             sizes = [len(each.scored) for each in batch] + [len(own) for own in wanted]
             parts = np.split(to_host(torch.cat([found, *wanted])), np.cumsum(sizes)[:-1])
@@ -250,9 +271,9 @@ class CausalTask:
         return CausalScores(prepared.scored, scores, prepared.total, truncated, hidden, self.dim)
 
     def _joined(self, item: CausalItem, context: Int32, text: Int32) -> Continuation:
-        opening = self._tokenizer.opening
+        opening = self.tokenizer.opening
         total = len(opening) + len(context) + len(text)
-        text = text[: self._max_length - len(opening)]
-        context = context[len(context) - min(len(context), self._max_length - len(opening) - len(text)) :]
+        text = text[: self.max_length - len(opening)]
+        context = context[len(context) - min(len(context), self.max_length - len(opening) - len(text)) :]
         begin = max(1, len(opening) + len(context))
         return Continuation(np.concatenate([opening, context, text]), begin, total, item.hidden)

@@ -151,7 +151,7 @@ def run_manifest(
         "versions": versions(),
         "counts": {**select["counts"], **rejected},
         "selection": {name: select[name] for name in ("budget", "plan", "reasons", "warnings", "strata")},
-        "stages": [_stage_entry(output) for output in outputs.values()],
+        "stages": [stage_entry(output) for output in outputs.values()],
         "outputs": [
             {"name": name, "rows": infos[name].rows, "bytes": infos[name].bytes, "sha256": infos[name].sha256}
             for name in names
@@ -160,7 +160,8 @@ def run_manifest(
     }
 
 
-def _stage_entry(output: StageOutput) -> dict[str, Any]:
+def stage_entry(output: StageOutput) -> dict[str, Any]:
+    """Return what a run's manifest says of one of its stages."""
     path = output.path / output.manifest_name
     return {
         "name": output.name,

@@ -1,0 +1,433 @@
+"""Which teachers see what of a finished run, and the stage that asks them.
+
+    RUN/manifest.json + Question -> Lesson: columns, classes, teachers, header -> TeachRows | TeachTokens
+
+Everything that can be refused is refused here, before a row is judged. Raises `ConfigError`, `ColumnError`,
+`SoftLabelError`, `ModelError`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from datapipe.distill.header import DENSE_CLASSES, SoftLabelHeader, Teacher
+from datapipe.distill.labels import read_label_map
+from datapipe.distill.teachers import HEAD, ClassifierTeacher, HeadSettings, HeadTeacher, open_worker, shown_name
+from datapipe.errors import ColumnError, ConfigError
+from datapipe.pipeline import StageOutput
+from datapipe.stages.proxy import RowInputs, class_names
+from datapipe.stages.teach import TeachConfig, TeachRows
+from datapipe.stages.teach_tokens import KEPT, TOKEN_PART_ROWS, TeachTokens
+from datapipe.storage.digest import digest_of, plain
+from datapipe.storage.stage import MANIFEST, Manifest, StageIdentity
+from datapipe.storage.verify import read_run_manifest
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from datapipe.distill.labels import LabelMap
+    from datapipe.distill.teachers import RowTeacher
+    from datapipe.stages.teach import TeachStage
+    from datapipe.storage.images import ImageFiles
+
+__all__ = ["DRAWS", "TOP_K", "Lesson", "Question"]
+
+TOP_K, DRAWS = 32, 64
+"""Classes of a row, and draws of a token, that are stored by default where all would be too many."""
+
+TEXT_ROWS = {"cpu": 1024, "cuda": 8192}
+TOKEN_ROWS = {"cpu": 128, "cuda": 1024}
+IMAGE_ROWS = 512
+VECTOR_ROWS = 4096
+"""Rows that go to a teacher in one call."""
+
+_OWN = ("teach", "soft_labels")
+_CAUSAL = ("ForCausalLM", "LMHeadModel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked; see `datapipe.soft_labels`."""
+
+    teachers: tuple[str, ...]
+    top_k: int | None = None
+    dense: bool = False
+    sampled: int | None = None
+    wide: bool = False
+    rows: Literal["kept", "all"] = "kept"
+    task: str = "auto"
+    label_map: LabelMap | str | os.PathLike[str] | None = None
+    prompt_column: str | None = None
+    response_column: str | None = None
+    tokenizer: str | None = None
+    folds: int = 5
+    device: str | None = None
+    url: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.teachers or not all(self.teachers):
+            raise ConfigError("name a teacher: head, a model's folder, or a cached hub id")
+        if len(set(self.teachers)) < len(self.teachers):
+            raise ConfigError(f"a teacher is named twice: {', '.join(self.teachers)}")
+        modes = (("top_k", self.top_k is not None), ("dense", self.dense), ("sampled", self.sampled is not None))
+        given = [name for name, there in modes if there]
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(given)} exclude each other: a store has one mode")
+        if self.task not in {"auto", "classify", "causal"}:
+            raise ConfigError(f"task must be auto, classify or causal, got {self.task!r}")
+        if self.prompt_column is not None and self.response_column is None:
+            raise ConfigError("prompt_column says what stands before the responses: name their column too")
+
+    def mode(self, classes: int, level: str) -> dict[str, Any]:
+        """Mode, k and draws of the header."""
+        if self.top_k is not None:
+            return {"mode": "topk", "k": self.top_k}
+        if self.sampled is not None:
+            return {"mode": "sampled", "draws": self.sampled}
+        if self.dense or (level == "row" and classes <= DENSE_CLASSES):
+            return {"mode": "dense", "wide": self.wide}
+        return {"mode": "topk", "k": TOP_K} if level == "row" else {"mode": "sampled", "draws": DRAWS}
+
+
+class Lesson:
+    """A finished run and the teachers that are to judge its rows.
+
+    Args:
+        folder: Of the run.
+        question: What is asked.
+
+    Attributes:
+        folder: Of the run.
+        question: What is asked.
+        manifest: Of the run.
+        outputs: Its stages by name, without those of earlier soft labels.
+        header: What will be stored.
+
+    Raises:
+        SourceError: There is no finished run.
+        ConfigError: Options do not go together.
+        ColumnError: The run has not what a teacher needs.
+        SoftLabelError: A teacher's classes are not the run's.
+        ModelError: A teacher cannot be loaded.
+    """
+
+    def __init__(self, folder: Path, question: Question) -> None:
+        from datapipe.settings import Settings
+
+        self.folder, self.question = folder, question
+        self.manifest = read_run_manifest(folder)
+        self._settings = Settings()
+        entries = [entry for entry in self.manifest["stages"] if entry["name"] not in _OWN]
+        self.outputs = {entry["name"]: _opened(folder, entry) for entry in entries}
+        self._columns: dict[str, str | None] = self.manifest["columns"]
+        self._worker: Any = None
+        self._causal = self._is_causal()
+        self._check()
+        self._teachers: tuple[RowTeacher, ...] = ()
+        self._loaded: Any = None
+        try:
+            self.header = self._token_header() if self._causal else self._row_header()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def fraction(self) -> float:
+        """Kept rows by accepted rows, as far as alpha knows: at least a millionth."""
+        counts = {name: rows for name, rows in self.manifest["counts"].items() if not name.startswith("rejected_")}
+        return float(max(counts.get("kept", 0) / max(1, sum(counts.values())), 1e-6))
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the parts come in row_id order."""
+        return self._content != "image"
+
+    @property
+    def threads(self) -> int | None:
+        """Host threads; None for one a core."""
+        return self._settings.workers
+
+    def stage(self) -> TeachStage:
+        """The stage that asks."""
+        if self._causal:
+            return self._token_stage()
+        labels = {"label": str(self._columns["label"])} if self._columns["label"] is not None else {}
+        settings = TeachConfig(
+            header=self.header,
+            rows=self.question.rows,
+            content=self._content,
+            slice_rows=self._slice_rows,
+            columns=labels,
+            files=self._files if self._content == "image" else (),
+        )
+        return TeachRows(
+            settings=settings,
+            digests=tuple(teacher.digest for teacher in self._teachers),
+            bits=_platform([teacher.platform for teacher in self._teachers]),
+            teachers=self._teachers,
+            vectors=self._vectors if HEAD in self.question.teachers else None,
+            images=self._images if self._content == "image" else None,
+        )
+
+    def wider(self) -> StageOutput | None:
+        """A finished stage of the same teachers over rows that include those wanted, unless the stage itself is there.
+
+        Of several the one with the fewest rows.
+        """
+        stage = self.stage()
+        own = stage.identity([_digest(self.outputs, need) for need in stage.needs])
+        root = self.folder / "stages"
+        if (root / own.key / MANIFEST).exists():
+            return None
+        shared = len(stage.needs) - len(stage.choice)
+        found = []
+        for path in sorted(root.glob("teach-*")):
+            if not (path / MANIFEST).exists():
+                continue
+            manifest = Manifest.read(path / MANIFEST)
+            if _same_lesson(manifest.identity, own, shared):
+                found.append(StageOutput(name="teach", path=path, manifest_name=MANIFEST, manifest=manifest))
+        fitting = [each for each in found if self._covers(each)]
+        return min(fitting, key=lambda each: (each.manifest.rows, each.path.name), default=None)
+
+    def close(self) -> None:
+        """Let go of the teachers."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def _covers(self, other: StageOutput) -> bool:
+        """Whether a stage has judged every wanted row."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        from datapipe.stages.soft_labels import kept_ids
+
+        if other.manifest.identity["config"]["rows"] == "all":
+            return True
+        if self.question.rows == "all":
+            return False
+        tables = [table["row_id"] for table in other.tables(columns=["row_id"])]
+        there = pa.chunked_array([chunk for each in tables for chunk in each.chunks], pa.binary(16)).cast(pa.binary())
+        return bool(pc.all(pc.is_in(kept_ids(self.outputs["select"]), value_set=there)).as_py() is not False)
+
+    def _is_causal(self) -> bool:
+        task, first = self.question.task, self.question.teachers[0]
+        if task != "auto":
+            return task == "causal"
+        if first == HEAD or self.question.url is not None or self._columns["text"] is None:
+            return False
+        from datapipe.workers.folder import resolve
+        from datapipe.workers.spec import spec_of
+
+        config = resolve(spec_of(first)).json("config.json")
+        named = (config.get("architectures") or []) if isinstance(config, dict) else []
+        return any(str(name).endswith(_CAUSAL) for name in named)
+
+    def _check(self) -> None:
+        asked, columns = self.question, self._columns
+        if self._causal:
+            if len(asked.teachers) > 1:
+                raise ConfigError(
+                    f"a causal teacher judges alone, and {len(asked.teachers)} are named: whole distributions over a "
+                    "vocabulary do not leave the device, so they cannot be averaged; give one"
+                )
+            if columns["text"] is None and asked.response_column is None:
+                raise ColumnError("a causal teacher needs texts, and the run has none: name the response_column")
+            if asked.response_column is not None and asked.rows == "all":
+                raise ConfigError("prompts and responses are read from kept.parquet: take rows='kept'")
+            return
+        if asked.response_column is not None:
+            raise ConfigError("prompt_column and response_column are for a causal teacher (task='causal')")
+        if HEAD in asked.teachers:
+            if columns["label"] is None:
+                raise ColumnError(f"the teacher head learns the run's labels, and {self.folder} has none")
+            if self._vector_stage is None:
+                raise ColumnError(
+                    f"the teacher head learns from vectors, and {self.folder} has none: curate with a metric that "
+                    "embeds, such as prototypes, or name another teacher"
+                )
+        if self._content == "vector" and set(asked.teachers) != {HEAD}:
+            raise ColumnError(f"{self.folder} has vectors alone, which no classifier takes: the teacher can be head")
+
+    @property
+    def _content(self) -> str:
+        if self._causal:
+            return "text"
+        if set(self.question.teachers) == {HEAD} or (self._columns["image"] is self._columns["text"] is None):
+            return "vector"
+        return "image" if self._columns["image"] is not None else "text"
+
+    @property
+    def _vector_stage(self) -> str | None:
+        if "embed" in self.outputs:
+            return "embed"
+        return "ingest/rows" if self._columns["vector"] is not None else None
+
+    @cached_property
+    def _vectors(self) -> RowInputs:
+        return RowInputs(vectors=str(self._vector_stage), labelled=True, screened="screen" in self.outputs)
+
+    @property
+    def _files(self) -> tuple[str, ...]:
+        return tuple(file["sha256"] for file in self.manifest["source"]["files"])
+
+    @property
+    def _device(self) -> str:
+        return self.question.device or self._settings.device
+
+    @cached_property
+    def _images(self) -> ImageFiles:
+        from datapipe.stages.images import image_files
+        from datapipe.storage.source import open_source
+
+        column = str(self._columns["image"])
+        names = [file["name"] for file in self.manifest["source"]["files"]]
+        limits = self._settings.limits.as_limits()
+        source = open_source(names, limits=limits, text_columns=(column,))
+        return image_files(source, column, settings=self._settings)
+
+    @property
+    def _slice_rows(self) -> int:
+        if self._content == "vector":
+            return VECTOR_ROWS
+        if self._content == "image":
+            return IMAGE_ROWS
+        return TEXT_ROWS[self._kind()]
+
+    def _kind(self) -> str:
+        """`cpu` or `cuda`, where the teachers run."""
+        platforms = [dict(self._loaded.bits)] if self._loaded is not None else [t.platform for t in self._teachers]
+        return "cuda" if any(platform.get("device") not in {None, "cpu"} for platform in platforms) else "cpu"
+
+    def _row_header(self) -> SoftLabelHeader:
+        asked = self.question
+        names = class_names(self.outputs["ingest"]) if self._columns["label"] is not None else None
+        mapping: Any = asked.label_map
+        if mapping is not None and not isinstance(mapping, (dict, list, tuple)):
+            mapping = read_label_map(mapping)
+        teachers: list[RowTeacher] = []
+        for model in asked.teachers:
+            if model == HEAD:
+                teachers.append(self._head())
+                continue
+            taught = self._classifier(model, names, list(mapping) if isinstance(mapping, tuple) else mapping)
+            names = list(taught.classes)
+            teachers.append(taught)
+        self._teachers = tuple(teachers)
+        classes = names or []
+        about = {"content": self._content, "teachers": [teacher.digest for teacher in teachers]}
+        return SoftLabelHeader(
+            level="row",
+            classes=len(classes),
+            teachers=tuple(Teacher(teacher.name, teacher.digest) for teacher in teachers),
+            preprocessing=digest_of(about),
+            class_names=tuple(classes),
+            seed=asked.seed,
+            **asked.mode(len(classes), "row"),
+        )
+
+    def _classifier(self, model: str, names: list[str] | None, mapping: LabelMap | None) -> ClassifierTeacher:
+        images = self._content == "image"
+        if self._worker is None:
+            self._worker = open_worker(
+                self.question.url, device=self._device, images=images, threads=self._settings.threads
+            )
+        return ClassifierTeacher(model, worker=self._worker, images=images, classes=names, mapping=mapping)
+
+    def _head(self) -> HeadTeacher:
+        from datapipe.stages.embedder import arithmetic_bits
+        from datapipe.workers.device import resolve_devices
+
+        settings = HeadSettings(folds=self.question.folds, seed=self.question.seed)
+        inputs = [_digest(self.outputs, need) for need in self._vectors.needs]
+        device = str(resolve_devices(self._device)[0])
+        return HeadTeacher(
+            settings=settings,
+            digest=digest_of({"head": plain(settings), "learns": inputs}),
+            device=device,
+            platform=arithmetic_bits(device),
+        )
+
+    def _token_header(self) -> SoftLabelHeader:
+        from datapipe.embedding.text import tokenizer_digest
+
+        asked, model = self.question, self.question.teachers[0]
+        self._worker = open_worker(asked.url, device=self._device, images=False, threads=self._settings.threads)
+        self._loaded = self._worker.load(model, task="teach")
+        return SoftLabelHeader(
+            level="token",
+            classes=int(self._loaded.dim),
+            teachers=(Teacher(shown_name(model), str(self._loaded.digest)),),
+            preprocessing=digest_of({"content": "tokens", "columns": self._own_columns()}),
+            tokenizer=tokenizer_digest(asked.tokenizer or model),
+            seed=asked.seed,
+            **asked.mode(int(self._loaded.dim), "token"),
+        )
+
+    def _own_columns(self) -> dict[str, str]:
+        """The source's columns of prompts and responses, by role; none where the run's texts are taught whole."""
+        import pyarrow.parquet as pq
+
+        asked = self.question
+        roles = {"prompt": asked.prompt_column, "response": asked.response_column}
+        columns = {role: name for role, name in roles.items() if name is not None}
+        if not columns:
+            return {}
+        there = pq.read_schema(self.outputs["export"].path / KEPT).names
+        for role, name in columns.items():
+            if name not in there:
+                raise ColumnError(f"{role}_column {name!r} is not in kept.parquet; its columns are {', '.join(there)}")
+        return columns
+
+    def _token_stage(self) -> TeachTokens:
+        columns = self._own_columns()
+        settings = TeachConfig(
+            header=self.header,
+            rows=self.question.rows,
+            content="text",
+            slice_rows=TOKEN_ROWS[self._kind()],
+            part_rows=TOKEN_PART_ROWS,
+            columns=columns,
+            files=self._files if columns else (),
+        )
+        return TeachTokens(
+            settings=settings,
+            digests=(str(self._loaded.digest),),
+            bits=dict(self._loaded.bits),
+            worker=self._worker,
+            model=self.question.teachers[0],
+        )
+
+
+def _opened(folder: Path, entry: Mapping[str, Any]) -> StageOutput:
+    path = folder / "stages" / entry["key"]
+    manifest = Manifest.read(path / entry["manifest"])
+    return StageOutput(name=entry["name"], path=path, manifest_name=entry["manifest"], manifest=manifest)
+
+
+def _digest(outputs: Mapping[str, StageOutput], need: str) -> str:
+    """Digest of what a stage reads, as its identity names it."""
+    name, _, family = need.partition("/")
+    return digest_of([shard.sha256 for shard in outputs[name].parts(family or None)])
+
+
+def _platform(platforms: list[Mapping[str, str]]) -> dict[str, str]:
+    """Of one teacher its own; of several each under its number."""
+    if len(platforms) == 1:
+        return dict(platforms[0])
+    return {f"{at}.{name}": value for at, each in enumerate(platforms) for name, value in each.items()}
+
+
+def _same_lesson(found: Mapping[str, Any], own: StageIdentity, shared: int) -> bool:
+    """Whether a stage differs from ours in nothing but the rows it was asked about."""
+    mine = plain(own)
+    configs = [{**each["config"], "rows": None} for each in (found, mine)]
+    inputs = [list(each["inputs"])[:shared] for each in (found, mine)]
+    others = [{name: each[name] for name in ("name", "version", "models", "platform")} for each in (found, mine)]
+    return all(one == two for one, two in (configs, inputs, others))

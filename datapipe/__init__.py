@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datapipe.advisor.run import advise
     from datapipe.config import CurateConfig
     from datapipe.curation import curate
+    from datapipe.distill.run import SoftLabelResult, soft_labels
     from datapipe.frames import score, select
     from datapipe.proof.run import Proof, prove
     from datapipe.runs import CurateResult, open_run
@@ -34,6 +35,8 @@ _HOME = {
     "Proof": "datapipe.proof.run",
     "prove": "datapipe.proof.run",
     "scan": "datapipe.storage.source",
+    "SoftLabelResult": "datapipe.distill.run",
+    "soft_labels": "datapipe.distill.run",
     "score": "datapipe.frames",
     "select": "datapipe.frames",
     "verify": "datapipe.storage.verify",
@@ -45,6 +48,7 @@ __all__ = [
     "CurateConfig",
     "CurateResult",
     "Proof",
+    "SoftLabelResult",
     "__version__",
     "advise",
     "curate",
@@ -53,6 +57,7 @@ __all__ = [
     "scan",
     "score",
     "select",
+    "soft_labels",
     "verify",
 ]
 

@@ -17,6 +17,7 @@ from rich.markup import escape
 from typer import Argument, Option
 
 from datapipe.advisor.command import advise_command
+from datapipe.distill.command import soft_labels_command
 from datapipe.errors import ConfigError, DatapipeError
 from datapipe.metrics.base import metrics_told
 from datapipe.proof.command import prove_command
@@ -240,6 +241,7 @@ def report(
 
 app.command(name="advise")(advise_command)
 app.command(name="prove")(prove_command)
+app.command(name="soft-labels")(soft_labels_command)
 
 
 @app.command(name="config")

@@ -111,7 +111,7 @@ class _Set:
         if all(finished(NAME, config) for config in configs):
             return
         scores = setting.scores()
-        batch = _batch(scores if len(scores) else np.zeros(len(self.train), np.float32), setting.groups)
+        batch = _batch(scores if len(scores) else np.zeros(len(self.train), np.float32), setting)
         plan = setting.plan(fraction)
         arms = [self.train[_kept(batch, plan, fraction, seed)] for seed in range(SEEDS)]
         found = train_heads(
@@ -153,7 +153,7 @@ class _Set:
         yield _Setting("ccs", "aum", self._aum, ccs)
 
     def _dual(self) -> Iterator[_Setting]:
-        """DUAL's window, and the power and sharpness of its Beta density."""
+        """DUAL's window, and the power and sharpness of its Beta density, by mean probability or by rank."""
         from datapipe.metrics.dynamics import dual
 
         for window in (5, 10, 20):
@@ -165,7 +165,13 @@ class _Set:
             for power in powers:
                 for sharpness in (15.0, 5.0) if window == 10 else (15.0,):
                     told = f"window {window}, power {power:g}, sharpness {sharpness:g}"
-                    yield _Setting("dual", told, scores, _beta(power, sharpness))
+                    plan = _beta(power, sharpness)
+                    yield _Setting("dual", f"{told}, by mean probability", scores, plan, places=self._probability)
+                    yield _Setting("dual", told, scores, plan)
+
+    def _probability(self) -> Float32:
+        probability = self.course().probability
+        return _mean(probability.reshape(-1, probability.shape[2]))
 
     def _pseudo_labels(self) -> Iterator[_Setting]:
         """How many clusters, and of how many sizes, the pseudo labels have."""
@@ -289,6 +295,7 @@ class _Setting:
     scores: Callable[[], Float32]
     plan: Callable[[float], Plan]
     groups: Callable[[], Int32] | None = None
+    places: Callable[[], Float32] | None = None
 
 
 def _mean(values: Float32) -> Float32:
@@ -320,8 +327,7 @@ def _beta(power: float, sharpness: float) -> Callable[[float], Plan]:
     from datapipe.selection.plan import Plan
 
     def plan(fraction: float) -> Plan:
-        b = sharpness * (1 - (1 - fraction) ** power)
-        return Plan(order="weighted", beta=(sharpness + 1 - b, max(b, 1e-3)))
+        return Plan(order="weighted", beta=(sharpness, 1 - (1 - fraction) ** power))
 
     return plan
 
@@ -348,11 +354,16 @@ def _watched(data: HeadData, config: HeadConfig, seed: int) -> Float32:
     return found
 
 
-def _batch(scores: Float32, groups: Callable[[], Int32] | None) -> ScoreBatch:
+def _batch(scores: Float32, setting: _Setting) -> ScoreBatch:
     from datapipe.selection.result import ScoreBatch
 
     ids = np.column_stack([np.arange(len(scores), dtype=np.uint64), np.zeros(len(scores), np.uint64)])
-    return ScoreBatch(ids=ids, scores=scores, groups=groups() if groups is not None else None)
+    return ScoreBatch(
+        ids=ids,
+        scores=scores,
+        groups=setting.groups() if setting.groups is not None else None,
+        places=setting.places() if setting.places is not None else None,
+    )
 
 
 def _kept(batch: ScoreBatch, plan: Plan, fraction: float, seed: int) -> Int64:
@@ -361,10 +372,17 @@ def _kept(batch: ScoreBatch, plan: Plan, fraction: float, seed: int) -> Int64:
     from datapipe.selection.engine import select
 
     names = [f"{i}" for i in range(int(batch.groups.max()) + 1)] if batch.groups is not None else []
-    budget = Budget(fraction=fraction)
     with (
         tempfile.TemporaryDirectory() as scratch,
-        select(lambda: iter([batch]), plan, budget, seed=seed, scratch=Path(scratch), groups=names) as chosen,
+        select(
+            lambda: iter([batch]),
+            plan,
+            Budget(fraction=fraction),
+            seed=seed,
+            scratch=Path(scratch),
+            groups=names,
+            placed=batch.places is not None,
+        ) as chosen,
     ):
         return np.flatnonzero(np.concatenate([part["kept"].to_numpy() for part in chosen])).astype(np.int64)
 

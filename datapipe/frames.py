@@ -36,6 +36,8 @@ CHOICE_COLUMNS = ("kept", "reason", "stratum", "rank")
 def score(frame: Frame, **options: Unpack[CurateOptions]) -> Frame:
     """Add a float32 column `score_METRIC`; the scores are those of `datapipe.curate` with the same options.
 
+    With the metric dual comes `score_mean_probability`, by which the preset dual draws rows.
+
     Args:
         frame: A DataFrame or LazyFrame. Row order and columns stay as they are.
         **options: `metric` (a name of `datapipe.metrics.base.METRICS`) or a `preset` that names one, columns, model,
@@ -52,13 +54,17 @@ def score(frame: Frame, **options: Unpack[CurateOptions]) -> Frame:
     """
     import polars as pl
 
+    from datapipe.metrics.dynamics import MEAN_PROBABILITY
+
     config = CurateConfig.from_mapping(dict(options))
-    name = f"{SCORE_PREFIX}{config.metric}"
+    columns: list[str] = [config.metric]
+    if config.metric == "dual":
+        columns.append(MEAN_PROBABILITY)
 
     def scored(rows: pl.DataFrame) -> pl.DataFrame:
-        return rows.with_columns(_scores(rows, config).alias(name))
+        return rows.with_columns(_scores(rows, config, columns))
 
-    return _mapped(frame, scored, {name: pl.Float32()})
+    return _mapped(frame, scored, {f"{SCORE_PREFIX}{column}": pl.Float32() for column in columns})
 
 
 def select(  # noqa: PLR0913 - the frame and the budget; all by keyword
@@ -130,21 +136,22 @@ def _mapped(frame: Frame, function: Callable[[pl.DataFrame], pl.DataFrame], adde
     return frame.map_batches(function, schema=schema, predicate_pushdown=False, projection_pushdown=False)
 
 
-def _scores(rows: pl.DataFrame, config: CurateConfig) -> pl.Series:
-    """The scores of a frame, in its own order: a run in a temporary folder, up to the score."""
+def _scores(rows: pl.DataFrame, config: CurateConfig, columns: list[str]) -> list[pl.Series]:
+    """Columns of the scores of a frame, in its own order: a run in a temporary folder, up to the score."""
     import numpy as np
     import polars as pl
 
     from datapipe.curation import Curation
 
     options = cast("CurateOptions", {name: getattr(config, name) for name in CurateOptions.__annotations__})
-    scores: Float32 = np.full(rows.height, np.nan, np.float32)
+    scores: dict[str, Float32] = {column: np.full(rows.height, np.nan, np.float32) for column in columns}
     with tempfile.TemporaryDirectory(prefix="datapipe-") as folder:
         outputs = Curation(rows, out=Path(folder), **options).outputs(until="score")
         places = outputs["ingest"].tables("places", columns=["row"])
-        for place, table in zip(places, outputs["score"].tables(columns=[config.metric]), strict=True):
-            scores[place["row"].to_numpy() - 1] = table[config.metric].to_numpy()
-    return pl.Series(scores).fill_nan(None)
+        for place, table in zip(places, outputs["score"].tables(columns=columns), strict=True):
+            for column in columns:
+                scores[column][place["row"].to_numpy() - 1] = table[column].to_numpy()
+    return [pl.Series(f"{SCORE_PREFIX}{column}", values).fill_nan(None) for column, values in scores.items()]
 
 
 def _choice(rows: pl.DataFrame, config: CurateConfig) -> list[pl.Series]:
@@ -156,7 +163,8 @@ def _choice(rows: pl.DataFrame, config: CurateConfig) -> list[pl.Series]:
     from datapipe.selection.result import ScoreBatch
 
     name = f"{SCORE_PREFIX}{config.metric}"
-    for column in (name, config.label_column, config.balance):
+    place = _place(config)
+    for column in (name, place, config.label_column, config.balance):
         if column is not None and column not in rows.columns:
             raise ColumnError(f"there is no column {column!r} to select by; the columns are {', '.join(rows.columns)}")
     own = [column for column in rows.columns if not column.startswith(SCORE_PREFIX) and column not in CHOICE_COLUMNS]
@@ -175,10 +183,19 @@ def _choice(rows: pl.DataFrame, config: CurateConfig) -> list[pl.Series]:
         names = group_names(values.to_list())
         codes = group_codes(pa.chunked_array([values.to_arrow().cast(pa.string())]), names)
     excluded = np.where(scored, -1, 0).astype(np.int32)
-    batch = ScoreBatch(ids=ids, scores=scores, groups=codes, excluded=excluded)
+    places = rows[place].cast(pl.Float32).to_numpy()[order] if place is not None else None
+    batch = ScoreBatch(ids=ids, scores=scores, groups=codes, excluded=excluded, places=places)
     chosen = _run_engine(batch, names, choice, config)
     back = np.argsort(order, kind="stable")
     return [chosen[column].gather(back) for column in CHOICE_COLUMNS]
+
+
+def _place(config: CurateConfig) -> str | None:
+    """The column of places that the preset needs beside its scores."""
+    from datapipe.selection.presets import get_preset
+
+    place = get_preset(config.preset).place if config.preset is not None else None
+    return f"{SCORE_PREFIX}{place}" if place is not None else None
 
 
 def _sorted_ids(rows: pl.DataFrame) -> tuple[Ids, Any]:
@@ -233,6 +250,7 @@ def _run_engine(batch: ScoreBatch, groups: tuple[str, ...], choice: Choice, conf
             groups=groups,
             exclusions=(UNSCORED,),
             weights=mean_scores([batch], groups=len(groups)) if choice.plan.quota == "given" else None,
+            placed=batch.places is not None,
         ) as selection,
     ):
         chosen = pa.concat_tables(list(selection))

@@ -119,7 +119,9 @@ def test_presets_choose_alike_for_any_cut_on_the_embedded_models_vectors(
     assert len(kept[0]) == 120
 
 
-@pytest.mark.parametrize("preset", ["random_balanced", "drop_quotas", "ccs", "elfs", "supervised_prototypes", "bws"])
+@pytest.mark.parametrize(
+    "preset", ["random_balanced", "drop_quotas", "ccs", "dual", "elfs", "supervised_prototypes", "bws"]
+)
 def test_a_frame_scored_and_chosen_from_by_a_preset_keeps_the_rows_of_the_run(
     preset: str, frame: pl.DataFrame, folders: dict[str, Path]
 ) -> None:
@@ -233,7 +235,8 @@ def test_equal_vectors_have_no_clusters_to_learn(frame: pl.DataFrame, tmp_path: 
 
 @pytest.mark.parametrize("preset", [preset.name for preset in PRESETS])
 def test_constant_scores_leave_every_preset_its_exact_budget(preset: str, frame: pl.DataFrame) -> None:
-    scored = frame.with_columns(pl.lit(0.25).alias(f"score_{name.name}") for name in METRICS)
+    names = [*(metric.name for metric in METRICS), "mean_probability"]
+    scored = frame.with_columns(pl.lit(0.25).alias(f"score_{name}") for name in names)
     for keep in (0.05, 0.9):
         chosen = datapipe.select(scored, preset=preset, label_column="label", keep=keep)
         assert chosen["kept"].sum() == ROWS * keep

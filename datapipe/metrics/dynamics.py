@@ -29,8 +29,10 @@ EARLY_SHARE = 0.25
 Of 0.05, 0.1, 0.25, 0.5 and 1 the earliest whose rows, kept as CCS keeps them, gain as much over random rows as those of
 any later one (validation rows of TREC and BANKING77, 10 and 30 % kept; `benchmarks/results/pruning_settings.json`).
 """
-DYNAMICS = ("el2n", "grand", "margin", "entropy", "forgetting", "aum", "dual")
-"""The metrics that one training gives, in the order of the columns."""
+MEAN_PROBABILITY = "mean_probability"
+"""Mean over all epochs of the probability of the label: no metric, but what DUAL is drawn by beside its score."""
+DYNAMICS = ("el2n", "grand", "margin", "entropy", "forgetting", "aum", "dual", MEAN_PROBABILITY)
+"""What one training gives, in the order of the columns."""
 
 Course = NDArray[Any]
 
@@ -113,6 +115,7 @@ def metrics_of(course: Mapping[str, Course]) -> dict[str, Float32]:
         "forgetting": forgetting(course["margin"]),
         "aum": aum(course["margin"]),
         "dual": dual(course["probability"]),
+        MEAN_PROBABILITY: _bounded(_mean(_wide(course["probability"])), 0.0, 1.0),
     }
     if "grand" in course:
         found["grand"] = _wide(course["grand"]).astype(np.float32)

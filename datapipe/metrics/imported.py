@@ -59,6 +59,11 @@ def joined(rows: Ids, ids: Ids, scores: Float32) -> Float32:
     Raises:
         MetricError: An id occurs twice; says where.
     """
+    return scores_at(places_of(rows, ids), scores)
+
+
+def places_of(rows: Ids, ids: Ids) -> Int64:
+    """Where each row of the run stands in `ids`, int64 (rows,), -1 for one that does not; arguments as in `joined`."""
     repeat = first_repeat(ids)
     if repeat is not None:
         raise MetricError(f"rows {repeat[0]} and {repeat[1]} of the scores have one id")
@@ -70,7 +75,12 @@ def joined(rows: Ids, ids: Ids, scores: Float32) -> Float32:
     group = order[np.maximum.accumulate(np.where(first, np.arange(len(both)), 0))]
     place[order] = group
     where = place[len(ids) :]
-    known = where < len(ids)
-    found = np.full(len(rows), np.nan, np.float32)
-    found[known] = scores[where[known]]
+    return np.where(where < len(ids), where, -1)
+
+
+def scores_at(places: Int64, scores: Float32) -> Float32:
+    """The score at each place, float32 (rows,), NaN at -1."""
+    found = np.full(len(places), np.nan, np.float32)
+    known = places >= 0
+    found[known] = scores[places[known]]
     return found

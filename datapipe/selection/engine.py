@@ -21,7 +21,14 @@ import pyarrow as pa
 from datapipe.errors import BudgetError, SelectionError
 from datapipe.selection.cuts import Cut, cuts_at, hash_cut
 from datapipe.selection.intake import Needs, Pool
-from datapipe.selection.keys import PLACES, beta_weights, race_keys, scores_of_keys
+from datapipe.selection.keys import (
+    PLACE_STEPS,
+    RANK_STEPS,
+    beta_weights,
+    place_steps,
+    race_keys,
+    scores_of_keys,
+)
 from datapipe.selection.ranking import Ranking, Supply, share_out
 from datapipe.selection.result import REASONS, Selection, StratumCount
 from datapipe.selection.strata import Strata, marks_of
@@ -41,6 +48,8 @@ if TYPE_CHECKING:
 
 _KEPT, _OVER, _HARD, _EASY = range(len(REASONS))
 _TABLE_ROWS = 1 << 18
+_ANCHORS = 10
+"""Rows of highest score whose mean place is the anchor of a Beta distribution, as in the authors' code of DUAL."""
 _GREATEST = 2**64 - 1
 
 
@@ -54,6 +63,7 @@ def select(  # noqa: PLR0913 - the data, the plan and the budget; the rest by ke
     groups: Sequence[str] = (),
     exclusions: Sequence[str] = (),
     weights: Float64 | None = None,
+    placed: bool = False,
     memory_bytes: int = 96 << 20,
 ) -> Selection:
     """Choose rows by `plan` within `budget`; every row comes back with its reason.
@@ -70,6 +80,7 @@ def select(  # noqa: PLR0913 - the data, the plan and the budget; the rest by ke
         groups: Names of the groups, for a plan with strata "group".
         exclusions: Slugs of why a row is not in the pool; they become its reason.
         weights: Weight of each group or bin, float64 (strata,), for a plan with quota "given".
+        placed: The batches bring places, at which the density of a plan's `beta` is taken.
         memory_bytes: Bounds the rows held while sorting; the process needs about four times as much, whatever the
             number of rows, and one batch.
 
@@ -84,13 +95,14 @@ def select(  # noqa: PLR0913 - the data, the plan and the budget; the rest by ke
         groups=len(groups) if plan.strata == "group" else None,
         exclusions=len(exclusions),
         tokens=budget.tokens is not None,
-        weights=plan.order == "weighted" and plan.beta is None,
+        weights=plan.order == "weighted" and (plan.beta is None or placed),
+        places=placed and plan.beta is not None,
     )
     with ExitStack() as stack:
         place = stack.enter_context(ExternalSorter(scratch / "place", memory_bytes=memory_bytes // 2))
         with Pool(scratch / "pool", needs) as pool:
             pool.fill(batches(), seed=seed)
-            run = _Run(plan, budget, pool, place, groups)
+            run = _Run(plan, budget, pool, place, groups, placed=needs.places)
             run.put_nothing()
             with ExternalSorter(scratch / "order", memory_bytes=memory_bytes // 2) as order:
                 supply = run.sort_into(order)
@@ -126,7 +138,9 @@ def _check_names(plan: Plan, groups: Sequence[str], exclusions: Sequence[str], w
 class _Run:
     """One selection from its pool to its ranks."""
 
-    def __init__(self, plan: Plan, budget: Budget, pool: Pool, place: ExternalSorter, groups: Sequence[str]) -> None:
+    def __init__(
+        self, plan: Plan, budget: Budget, pool: Pool, place: ExternalSorter, groups: Sequence[str], *, placed: bool
+    ) -> None:
         self._plan, self._pool, self._place = plan, pool, place
         self._tokens = budget.tokens is not None
         size = pool.size
@@ -139,7 +153,8 @@ class _Run:
                 f"easy end leaves only {self.left}."
             )
         self._cut(hard, groups)
-        self._steps = self._find_steps()
+        self._anchor = self._find_anchor() if placed else None
+        self._steps = self._find_steps() if self._anchor is None else None
         self._mixed_below = self._find_mixed()
         self._mixed_rows, self._trimmed = 0, np.zeros(2, np.int64)
 
@@ -161,12 +176,22 @@ class _Run:
     def _keys_and_hashes(self) -> Iterator[tuple[UInt32, UInt64]]:
         return ((chunk.keys, chunk.hashes) for chunk in self._pool.chunks())
 
+    def _find_anchor(self) -> float:
+        """The mean place of the rows of highest score, 0 ... 1."""
+        places, marks = np.zeros(0, np.float32), np.zeros(0, np.uint64)
+        for chunk in self._pool.chunks():
+            places = np.concatenate([places, chunk.places])
+            marks = np.concatenate([marks, marks_of(chunk.keys, chunk.hashes)])
+            first = np.argsort(marks, kind="stable")[:_ANCHORS]
+            places, marks = places[first], marks[first]
+        return float(places.mean(dtype=np.float64)) if len(places) else 0.0
+
     def _find_steps(self) -> UInt64 | None:
         """Where the steps of places begin, all but the first, as marks; None without a Beta distribution."""
         size = self._pool.size
         if self._plan.beta is None or not size:
             return None
-        bounds = [-(-step * size // PLACES) for step in range(1, PLACES)]
+        bounds = [-(-step * size // RANK_STEPS) for step in range(1, RANK_STEPS)]
         inside = sorted({at for at in bounds if at < size})
         found = dict(zip(inside, cuts_at(self._keys_and_hashes, inside), strict=True))
         keys = np.array([found[at].key if at in found else 2**32 - 1 for at in bounds], np.uint32)
@@ -235,7 +260,11 @@ class _Run:
             keys = ~chunk.keys
         elif self._plan.beta is not None and self._steps is not None:
             steps = np.searchsorted(self._steps, marks_of(chunk.keys, chunk.hashes), side="right")
-            keys = race_keys(beta_weights(steps, self._plan.beta), chunk.hashes)
+            keys = race_keys(beta_weights(steps, self._plan.beta, anchor=0.0, count=RANK_STEPS), chunk.hashes)
+        elif self._plan.beta is not None and self._anchor is not None:
+            steps = place_steps(chunk.places)
+            density = beta_weights(steps, self._plan.beta, anchor=self._anchor, count=PLACE_STEPS)
+            keys = race_keys(density * scores_of_keys(chunk.keys), chunk.hashes)
         else:
             keys = race_keys(scores_of_keys(chunk.keys), chunk.hashes)
         # No finite score has the key 0, so the random part stands first.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from datapipe.selection.keys import UInt32
     from datapipe.selection.result import ScoreBatch
-    from datapipe.storage.arrays import Bool, Ids, Int32, Int64, UInt64
+    from datapipe.storage.arrays import Bool, Float32, Ids, Int32, Int64, UInt64
 
 _HASH_ROWS = 1 << 16  # rows hashed at once: a hash passes through a few Python objects
 
@@ -34,26 +34,30 @@ class Needs:
         exclusions: Number of exclusion slugs.
         tokens: The budget counts tokens.
         weights: Scores are sampling weights, so none is negative.
+        places: The batches bring places.
     """
 
     groups: int | None
     exclusions: int
     tokens: bool
     weights: bool
+    places: bool = False
 
 
 class Chunk(NamedTuple):
-    """Rows of the pool: place among all rows, difficulty key, hash, group (0 without), weight (1, or tokens)."""
+    """Rows of the pool: number of all rows, key, hash, group (0 without), weight (1, or tokens), place (0 without)."""
 
     rows: Int64
     keys: UInt32
     hashes: UInt64
     groups: Int32
     weights: Int64
+    places: Float32
 
     def where(self, mask: Bool) -> Chunk:
         """Return the rows where `mask`, bool (rows,), holds."""
-        return Chunk(self.rows[mask], self.keys[mask], self.hashes[mask], self.groups[mask], self.weights[mask])
+        rows, keys, hashes, groups, weights, places = self
+        return Chunk(rows[mask], keys[mask], hashes[mask], groups[mask], weights[mask], places[mask])
 
 
 class Pool:
@@ -70,6 +74,8 @@ class Pool:
             columns["groups"] = np.int32
         if needs.tokens:
             columns["weights"] = np.int32
+        if needs.places:
+            columns["places"] = np.float32
         self._needs = needs
         self.spool = Spool(folder, columns)
         self.ends: list[int] = []
@@ -110,13 +116,14 @@ class Pool:
                 columns["groups"] = batch.groups[in_pool]
             if self._needs.tokens and batch.tokens is not None:
                 columns["weights"] = batch.tokens[in_pool]
+            if self._needs.places and batch.places is not None:
+                columns["places"] = batch.places[in_pool]
             self.spool.add(columns)
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield the pool in the order of rows."""
         names = ["rows", "keys", "hashes", *(["groups"] if self._needs.groups is not None else [])]
-        if self._needs.tokens:
-            names.append("weights")
+        names += [name for name in ("weights", "places") if name in self.spool.names]
         for columns in self.spool.chunks(*names):
             named = dict(zip(names, columns, strict=True))
             count = len(named["rows"])
@@ -126,19 +133,13 @@ class Pool:
                 named["hashes"],
                 named.get("groups", np.zeros(count, np.int32)),
                 named.get("weights", np.ones(count, np.int64)).astype(np.int64, copy=False),
+                named.get("places", np.zeros(count, np.float32)),
             )
 
     def _checked(self, batch: ScoreBatch) -> Bool:
         """Tell which rows are in the pool, bool (rows,), once the batch has been found usable."""
         ids, needs = batch.ids, self._needs
-        given = {"scores": batch.scores, "groups": batch.groups, "excluded": batch.excluded, "tokens": batch.tokens}
-        for name, column in given.items():
-            if column is not None and len(column) != len(ids):
-                raise SelectionError(f"A batch has {len(ids)} row ids and {len(column)} {name}.")
-        if needs.groups is not None and batch.groups is None:
-            raise SelectionError("The plan's strata are groups, but a batch has none.")
-        if needs.tokens and batch.tokens is None:
-            raise SelectionError("The budget counts tokens, but a batch has none.")
+        self._check_columns(batch)
         self._check_order(ids)
         in_pool: Bool
         if batch.excluded is None:
@@ -154,7 +155,21 @@ class Pool:
             _refuse(ids, in_pool & ((batch.groups < 0) | (batch.groups >= needs.groups)), "names no group")
         if needs.tokens and batch.tokens is not None:
             _refuse(ids, in_pool & (batch.tokens < 0), "has a negative number of tokens")
+        if needs.places and batch.places is not None:
+            _refuse(ids, in_pool & ~((batch.places >= 0) & (batch.places <= 1)), "has a place outside of 0 to 1")
         return in_pool
+
+    def _check_columns(self, batch: ScoreBatch) -> None:
+        for name in ("scores", "groups", "excluded", "tokens", "places"):
+            column = getattr(batch, name)
+            if column is not None and len(column) != len(batch.ids):
+                raise SelectionError(f"A batch has {len(batch.ids)} row ids and {len(column)} {name}.")
+        if self._needs.groups is not None and batch.groups is None:
+            raise SelectionError("The plan's strata are groups, but a batch has none.")
+        if self._needs.tokens and batch.tokens is None:
+            raise SelectionError("The budget counts tokens, but a batch has none.")
+        if self._needs.places and batch.places is None:
+            raise SelectionError("The density is taken at the rows' places, but a batch has none.")
 
     def _check_order(self, ids: Ids) -> None:
         if self._last is not None:

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     UInt32 = NDArray[np.uint32]
 
 _SIGN = np.uint32(1 << 31)
-PLACES = 64
+RANK_STEPS = 64
 """Steps of a row's place by rank; the density of a Beta distribution is taken in the middle of each."""
+PLACE_STEPS = 1024
+"""Steps of a place that comes with the row."""
+_LEAST_B = 1e-3
 
 
 def hard_keys(scores: Float32) -> UInt32:
@@ -51,18 +54,28 @@ def race_keys(weights: Float32, hashes: UInt64) -> UInt32:
     return ~hard_keys(race)
 
 
-def beta_weights(steps: Int64, beta: tuple[float, float]) -> Float32:
-    """Return the density of Beta(a, b) at the middle of each step of the unit interval, float32 (rows,), >= 0.
+def beta_weights(steps: Int64, beta: tuple[float, float], *, anchor: float, count: int) -> Float32:
+    """Return the density of DUAL's Beta distribution at the middle of each step, float32 (rows,), >= 0.
 
-    The constant factor is left out and the greatest weight is 1: only proportions count in a race.
+    b = C (1 - anchor) t and a = C + 1 - b, as in the authors' code (behaapyy/dual-pruning, `beta_sampling`). The
+    constant factor is left out and the greatest weight is 1: only proportions count in a race.
 
     Args:
-        steps: Step of each row's place, int64 (rows,), 0 ... `PLACES` - 1.
-        beta: a and b, both above 0.
+        steps: Step of each row's place, int64 (rows,), 0 ... `count` - 1.
+        beta: Sharpness C and reach t.
+        anchor: Place of the hardest rows, 0 ... 1.
+        count: Steps of the unit interval.
     """
-    a, b = beta
-    places = [(step + 0.5) / PLACES for step in range(PLACES)]
+    b = max(beta[0] * (1 - anchor) * beta[1], _LEAST_B)
+    a = beta[0] + 1 - b
+    places = [(step + 0.5) / count for step in range(count)]
     logs = [(a - 1) * math.log(place) + (b - 1) * math.log1p(-place) for place in places]
     density = np.array([math.exp(each - max(logs)) for each in logs], np.float32)
     weights: Float32 = density[steps]
     return weights
+
+
+def place_steps(places: Float32) -> Int64:
+    """Return the step of each place in 0 ... 1, int64 (rows,), 0 ... `PLACE_STEPS` - 1."""
+    steps: Int64 = np.minimum((places * np.float32(PLACE_STEPS)).astype(np.int64), PLACE_STEPS - 1)
+    return steps

@@ -7,7 +7,7 @@ Settings of some methods: keep-hard with 50 % class balance (Sorscher et al.) `P
 quota="fill")`; CCS `Plan(order="random", trim_hard=b, strata="score_width", quota="equal")`; Moderate-DS at fraction
 f `Plan(order="hard", trim_hard=(1 - f) / 2, trim_easy=(1 - f) / 2)`; a window of BWS from s on `Plan(order="hard",
 trim_hard=s)`; stratified random `Plan(order="random", strata="group")`; random rows mixed into a score cut (arXiv
-2302.06960) `mix_random`; Beta sampling as in DUAL `order="weighted"` with `beta`, or with weights as scores; the
+2302.06960) `mix_random`; the Beta sampling of DUAL `order="weighted"` with `beta`, or with weights as scores; the
 quotas of DBP `quota="given"`. `datapipe.selection.presets` names them.
 """
 
@@ -41,8 +41,11 @@ class Plan:
         order: The keep order within a stratum. "hard": highest score first. "easy": lowest first. "random": hash order.
             "weighted": a random order in which scores are sampling weights >= 0 (the exponential race of Efraimidis and
             Spirakis 2006, drawn from the hash order). Ties break by hash order.
-        beta: For "weighted" only: a > 0 and b > 0 of the Beta distribution whose density at a row's place is its weight
-            instead of its score. The place runs from 0 (highest score of the pool) to 1 (lowest) by rank, in 64 steps.
+        beta: For "weighted" only: sharpness C > 0 and reach t, 0 <= t <= 1, of the Beta distribution of DUAL, with
+            b = C (1 - anchor) t and a = C + 1 - b. Where rows come with a place in 0 ... 1 (a mean probability), the
+            weight is the score times the density at the place, and the anchor is the mean place of the ten highest
+            scores. Where they come without, the density alone is the weight, the place is the rank from 0 (highest
+            score of the pool) to 1 (lowest), and the anchor is 0.
         trim_hard: Fraction of the pool with the highest scores that is never kept, rounded down; 0 <= trim_hard < 1.
         trim_easy: The same at the low end; the two together stay below 1.
         strata: What is balanced. "score_width": `bins` intervals of equal width between the scores left after trimming.
@@ -88,8 +91,8 @@ class Plan:
     def _refuse_idle_settings(self) -> None:
         if self.beta is not None and self.order != "weighted":
             raise SelectionError(f"beta = {self.beta} has no effect with order = {self.order!r}.")
-        if self.beta is not None and not all(0 < each < math.inf for each in self.beta):
-            raise SelectionError(f"beta is two finite numbers above 0; got {self.beta}.")
+        if self.beta is not None and not (0 < self.beta[0] < math.inf and 0 <= self.beta[1] <= 1):
+            raise SelectionError(f"beta is a finite sharpness above 0 and a reach within 0 and 1; got {self.beta}.")
         if self.bins != _DEFAULT_BINS and not self.strata.startswith("score"):
             raise SelectionError(f"bins = {self.bins} has no effect with strata = {self.strata!r}.")
         if self.quota != "proportional" and self.strata == "none":

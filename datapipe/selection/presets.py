@@ -58,6 +58,7 @@ class Preset:
             counts.
         needs_groups: Whether it is no method without them; else the plan loses its strata.
         weights: "mean_score" shares the budget by the mean score of each group.
+        place: Column beside the score at which a Beta density is taken; None where the rank is its place.
         source: The paper.
         told: One sentence: what is kept.
         ours: What differs from the paper, or is a choice of ours; empty where nothing does.
@@ -69,6 +70,7 @@ class Preset:
     groups: tuple[Grouping, ...] = ()
     needs_groups: bool = False
     weights: Literal["none", "mean_score"] = "none"
+    place: str | None = None
     source: str
     told: str
     ours: str = ""
@@ -127,9 +129,8 @@ def _trim(fraction: float, trims: Sequence[tuple[float, float]]) -> float:
 
 
 def _beta(fraction: float) -> tuple[float, float]:
-    """DUAL's a and b; the share of the place's unit interval replaces the mean probability, so its anchor is 0."""
-    b = DUAL_SHARPNESS * (1 - (1 - fraction) ** DUAL_POWER)
-    return DUAL_SHARPNESS + 1 - b, max(b, 1e-3)
+    """DUAL's C and 1 - r ** c, where r is the part pruned."""
+    return DUAL_SHARPNESS, 1 - (1 - fraction) ** DUAL_POWER
 
 
 def _window(fraction: float, start: float) -> Plan:
@@ -247,12 +248,13 @@ PRESETS: tuple[Preset, ...] = (
         name="dual",
         metric="dual",
         plan=lambda fraction: Plan(order="weighted", beta=_beta(fraction)),
+        place="mean_probability",
         source="Cho et al. 2025 (DUAL), arXiv 2502.06905, ratio-adaptive Beta sampling",
-        told="Rows drawn by a Beta density that moves from the highest scores to lower ones the less is kept.",
-        ours=(
-            "The density is taken at the place of the row by rank of its score; the paper takes it at the mean "
-            "probability of the label, times the score. C = 15 is the paper's, the power 5.5 its choice for CIFAR-10."
+        told=(
+            "Rows drawn by their score times a Beta density of the label's mean probability, which moves from hard "
+            "rows to easy ones the less is kept."
         ),
+        ours="C = 15 is the paper's, the power 5.5 its choice for CIFAR-10; the density is taken in 1,024 steps.",
     ),
     Preset(
         name="elfs",

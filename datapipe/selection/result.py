@@ -32,6 +32,7 @@ class ScoreBatch:
         excluded: Place of the reason among the slugs given to `select`, -1 for a row of the pool, int32 (rows,); None
             where no row of the batch is excluded.
         tokens: Length of each row, int32 (rows,), >= 0; for a budget of tokens.
+        places: Place of each row in 0 ... 1, float32 (rows,), where it is not excluded; for a plan with `beta`.
     """
 
     ids: Ids
@@ -39,6 +40,7 @@ class ScoreBatch:
     groups: Int32 | None = None
     excluded: Int32 | None = None
     tokens: Int32 | None = None
+    places: Float32 | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

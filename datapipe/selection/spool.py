@@ -32,6 +32,11 @@ class Spool:
         self._files: dict[str, IO[bytes]] = {}
         self.rows = 0
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns."""
+        return tuple(self._types)
+
     def __enter__(self) -> Self:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
 """Training dynamics once, then any metric made of them.
 
 `dynamics` trains heads on the vectors and the labels, or reads what the user's own loop recorded, and writes row_id and
-el2n, grand, margin, entropy, forgetting, aum, dual (float32; NaN for a row without a label, or that was not recorded).
-`score` picks the run's metric, so another metric of the same folder trains nothing.
+el2n, grand, margin, entropy, forgetting, aum, dual, mean_probability (float32; NaN for a row without a label, or that
+was not recorded). `score` picks the run's metric, so another metric of the same folder trains nothing; with dual comes
+the mean probability by which it is drawn.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class TrainHeads(HeadStage):
     """Heads on frozen vectors, watched while they learn."""
 
     name: ClassVar[str] = "dynamics"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     settings: DynamicsConfig
 
@@ -86,7 +87,7 @@ class ReadDynamics(SetStage):
     """The user's own dynamics, from a file of `DynamicsRecorder`."""
 
     name: ClassVar[str] = "dynamics"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     path: str
     sha256: str = field(default="")
@@ -107,14 +108,15 @@ class ReadDynamics(SetStage):
         """Join by row id."""
         import numpy as np
 
-        from datapipe.metrics.imported import joined
+        from datapipe.metrics.imported import places_of, scores_at
         from datapipe.proxies.recorder import read_dynamics
         from datapipe.storage.rowid import ids_from_arrow
 
         known, metrics = read_dynamics(self.path)
         ids = np.concatenate([ids_from_arrow(t["row_id"]) for t in inputs["ingest"].tables("rows", columns=["row_id"])])
-        columns = {name: joined(ids, known, values) for name, values in metrics.items()}
-        found = int(np.isfinite(joined(ids, known, np.ones(len(known), np.float32))).sum())
+        places = places_of(ids, known)
+        columns = {name: scores_at(places, values) for name, values in metrics.items()}
+        found = int((places >= 0).sum())
         if not found:
             raise MetricError(
                 f"none of the {len(known):,} row ids of {self.path} is a row of this run: name the id_column"
@@ -129,7 +131,7 @@ class PickMetric(ShardStage):
     """One of the metrics."""
 
     name: ClassVar[str] = "score"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     metric: str
 
@@ -148,8 +150,11 @@ class PickMetric(ShardStage):
         return self._pick
 
     def _pick(self, tables: Sequence[pa.Table], tick: Tick) -> tuple[pa.Table, dict[str, Any]]:
+        from datapipe.metrics.dynamics import MEAN_PROBABILITY
+
         tick(tables[0].num_rows)
-        return tables[0].select(["row_id", self.metric]), {}
+        beside = [MEAN_PROBABILITY] if self.metric == "dual" else []
+        return tables[0].select(["row_id", self.metric, *beside]), {}
 
 
 def _make(inputs: ScoreInputs) -> list[Stage]:

@@ -73,19 +73,20 @@ class ScoreImported(SetStage):
         """Join; refuse a file of which no id is a row's."""
         import numpy as np
 
-        from datapipe.metrics.imported import joined, oriented
+        from datapipe.metrics.imported import oriented, places_of, scores_at
         from datapipe.storage.rowid import ids_from_arrow
 
         known, values = self._read()
         tables = inputs["ingest"].tables("rows", columns=[ROW_ID])
         ids = np.concatenate([ids_from_arrow(table[ROW_ID]) for table in tables])
-        found = int(np.isfinite(joined(ids, known, np.zeros(len(known), np.float32))).sum())
+        places = places_of(ids, known)
+        found = int((places >= 0).sum())
         if not found:
             raise MetricError(
                 f"none of the {len(known):,} ids in column {self.settings.id_column!r} of {self.path} is a row of this "
                 "run: name the same column of the source with id_column, or bring row ids in a column row_id"
             )
-        scores = joined(ids, known, oriented(values.astype(np.float64), higher=self.settings.higher))
+        scores = scores_at(places, oriented(values.astype(np.float64), higher=self.settings.higher))
         context.tick(len(ids))
         names = write_aligned(inputs["ingest"], "rows", out, prefix="scores", columns={"imported": scores})
         facts = {"rows": len(ids), "scored": int(np.isfinite(scores).sum()), "unknown_ids": len(known) - found}

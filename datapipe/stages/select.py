@@ -115,6 +115,7 @@ class Select(SetStage):
             groups=groups,
             exclusions=EXCLUSIONS,
             weights=stream.weights(column, groups) if choice.plan.quota == "given" else None,
+            placed=stream.place is not None,
         ) as selection:
             facts = {
                 "rows": selection.rows,
@@ -172,6 +173,13 @@ class _Stream:
 
     def __init__(self, settings: SelectConfig, inputs: Mapping[str, StageOutput]) -> None:
         self._settings, self._inputs = settings, inputs
+
+    @property
+    def place(self) -> str | None:
+        """The column at which the preset takes its density."""
+        from datapipe.selection.presets import get_preset
+
+        return get_preset(self._settings.preset).place if self._settings.preset is not None else None
 
     def choose(self) -> Choice:
         """What to do, by what is known of the rows."""
@@ -257,6 +265,7 @@ class _Stream:
                 groups=codes,
                 excluded=np.where((out < 0) & ~np.isfinite(scores), _UNSCORED, out).astype(np.int32),
                 tokens=next(tokens)["tokens"].to_numpy() if tokens is not None else None,
+                places=table[self.place].to_numpy() if self.place is not None else None,
             )
 
     def _fraction(self, pool: int) -> float:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datapipe.errors import MetricError
-from datapipe.metrics.dynamics import aum, dual, early_epoch, el2n, fill_gaps, forgetting
+from datapipe.metrics.dynamics import aum, dual, early_epoch, el2n, fill_gaps, forgetting, metrics_of
 from datapipe.metrics.errors_of_heads import last_layer_gradient, predicted
 from datapipe.metrics.memorization import halves_of, memorization
 
@@ -64,11 +64,13 @@ def test_forgetting_counts_falls_and_puts_what_was_never_right_last() -> None:
 def test_aum_and_dual_are_what_a_plain_loop_gives(seed: int, epochs: int) -> None:
     p = np.random.default_rng(seed).random((epochs, 3))
     size = min(10, epochs)
+    course = {"probability": p, "margin": p, "error": p, "gap": p[-1], "entropy": p[-1]}
     for row in range(3):
         windows = [p[i : i + size, row] for i in range(epochs - size + 1)]
         expected = np.mean([np.std(w, ddof=1) * (1 - np.mean(w)) for w in windows])
         assert dual(p)[row] == pytest.approx(expected, abs=1e-6)
         assert aum(p)[row] == pytest.approx(-p[:, row].mean(), abs=1e-6)
+        assert metrics_of(course)["mean_probability"][row] == pytest.approx(p[:, row].mean(), abs=1e-6)
     assert np.array_equal(dual(p)[1:2], dual(p[:, 1:2]))
 
 

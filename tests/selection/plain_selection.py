@@ -29,6 +29,7 @@ class Table:
     groups: Int32
     excluded: Int32
     tokens: Int32
+    places: Float32
     cuts: list[int] = field(default_factory=list)
 
     def batches(self) -> Iterator[ScoreBatch]:
@@ -40,6 +41,7 @@ class Table:
                 groups=self.groups[part],
                 excluded=self.excluded[part],
                 tokens=self.tokens[part],
+                places=self.places[part],
             )
 
 
@@ -49,13 +51,15 @@ def make_table(rows: int, *, seed: int, values: int = 5, groups: int = 3, exclud
     words = np.unique(rng.integers(0, 2**64, (rows, 2), dtype=np.uint64), axis=0)
     out = np.where(rng.random(len(words)) < excluded, rng.integers(0, 2, len(words)), -1).astype(np.int32)
     scores = rng.integers(0, values, len(words)).astype(np.float32) / np.float32(values)
-    scores[out >= 0] = np.nan
+    places = rng.integers(0, 9, len(words)).astype(np.float32) / np.float32(8)
+    scores[out >= 0] = places[out >= 0] = np.nan
     return Table(
         ids=words,
         scores=scores,
         groups=rng.integers(0, groups, len(words)).astype(np.int32),
         excluded=out,
         tokens=rng.integers(0, 20, len(words)).astype(np.int32),
+        places=places,
         cuts=sorted(rng.integers(0, len(words) + 1, 3).tolist()),
     )
 
@@ -65,7 +69,14 @@ Row = tuple[bool, str, int, int]
 
 
 def choose_rows(
-    table: Table, plan: Plan, budget: Budget, *, seed: int, strata: int, given: Float64 | None = None
+    table: Table,
+    plan: Plan,
+    budget: Budget,
+    *,
+    seed: int,
+    strata: int,
+    given: Float64 | None = None,
+    placed: bool = False,
 ) -> list[Row]:
     """Every row by the letter of `Plan`; `strata` counts the strata."""
     hashes = [int(h) for h in hash_order(table.ids, seed=seed)]
@@ -87,7 +98,11 @@ def choose_rows(
     mixed = _start(by_hash, weight, int(plan.mix_random * limit)) if plan.mix_random else []
     race = hashes
     if plan.order == "weighted":
-        draws = np.nan_to_num(table.scores) if plan.beta is None else _densities(by_difficulty, len(score), plan.beta)
+        draws = np.nan_to_num(table.scores)
+        if plan.beta is not None and placed:
+            draws = draws * _densities_at(table.places, by_difficulty, plan.beta)
+        elif plan.beta is not None:
+            draws = _densities(by_difficulty, len(score), plan.beta)
         race = list(race_keys(draws, np.array(hashes, np.uint64)))
     keys = {"hard": [-s for s in score], "easy": score, "random": [0] * len(score), "weighted": race}[plan.order]
     rest = sorted((i for i in left if i not in mixed), key=lambda i: (keys[i], hashes[i]))
@@ -115,12 +130,27 @@ def choose_rows(
 
 def _densities(by_difficulty: list[int], rows: int, beta: tuple[float, float]) -> Float32:
     """The Beta density in the middle of the step of each row's place by rank, its greatest value 1."""
-    steps = (np.arange(64) + 0.5) / 64
-    density = steps ** (beta[0] - 1) * (1 - steps) ** (beta[1] - 1)
+    density = _beta(64, beta, anchor=0.0)
     weights = np.zeros(rows, np.float32)
     for position, row in enumerate(by_difficulty):
-        weights[row] = density[position * 64 // len(by_difficulty)] / density.max()
+        weights[row] = density[position * 64 // len(by_difficulty)]
     return weights
+
+
+def _densities_at(places: Float32, by_difficulty: list[int], beta: tuple[float, float]) -> Float32:
+    """The same at the places, anchored at those of the ten hardest rows."""
+    hardest = by_difficulty[:10]
+    anchor = sum(float(places[i]) for i in hardest) / len(hardest) if hardest else 0.0
+    density = _beta(1024, beta, anchor=anchor)
+    return np.array([density[min(int(p * 1024), 1023)] for p in np.nan_to_num(places)], np.float32)
+
+
+def _beta(steps: int, beta: tuple[float, float], *, anchor: float) -> Float64:
+    middles = (np.arange(steps) + 0.5) / steps
+    b = max(beta[0] * (1 - anchor) * beta[1], 0.001)
+    density: Float64 = middles ** (beta[0] - b) * (1 - middles) ** (b - 1)
+    density /= density.max()
+    return density
 
 
 def _start(rows: list[int], weight: list[int], limit: int) -> list[int]:

@@ -35,6 +35,7 @@ def run(
     *,
     seed: int = 0,
     given: Float64 | None = None,
+    placed: bool = False,
     memory_bytes: int = 1 << 20,
 ) -> tuple[Selection, list[pa.Table]]:
     with tempfile.TemporaryDirectory() as scratch:
@@ -42,6 +43,7 @@ def run(
             "groups": GROUPS,
             "exclusions": SLUGS,
             "weights": given,
+            "placed": placed,
             "memory_bytes": memory_bytes,
         }
         with select(table.batches, plan, budget, seed=seed, scratch=Path(scratch), **options) as selection:
@@ -81,7 +83,7 @@ def _plans() -> SearchStrategy[Plan]:
     common: dict[str, Any] = {
         "order": order,
         "mix": sampled_from([0.0, 0.0, 0.2, 1.0]),
-        "beta": sampled_from([None, (1.0, 1.0), (2.0, 5.0), (0.5, 3.0)]),
+        "beta": sampled_from([None, (1.0, 1.0), (15.0, 0.4), (0.5, 0.0)]),
         "trim_hard": trims,
         "trim_easy": trims,
     }
@@ -105,8 +107,17 @@ BUDGETS = one_of(
 
 
 @settings(max_examples=150)
-@given(plan=_plans(), budget=BUDGETS, rows=integers(0, 60), values=sampled_from([1, 4, 1000]), seed=integers(0, 1000))
-def test_every_plan_gives_what_plain_loops_give(plan: Plan, budget: Budget, rows: int, values: int, seed: int) -> None:
+@given(
+    plan=_plans(),
+    budget=BUDGETS,
+    rows=integers(0, 60),
+    values=sampled_from([1, 4, 1000]),
+    seed=integers(0, 1000),
+    placed=sampled_from([False, True]),
+)
+def test_every_plan_gives_what_plain_loops_give(
+    plan: Plan, budget: Budget, rows: int, values: int, seed: int, *, placed: bool
+) -> None:
     table = make_table(rows, seed=seed, values=values)
     pool = int((table.excluded < 0).sum())
     strata = {"none": 1, "group": 3}.get(plan.strata, plan.bins)
@@ -114,11 +125,11 @@ def test_every_plan_gives_what_plain_loops_give(plan: Plan, budget: Budget, rows
     left = pool - int(plan.trim_hard * pool) - int(plan.trim_easy * pool)
     if budget.tokens is None and (budget.rows or 0) <= pool and budget.rows_of(pool) > left:
         with pytest.raises(BudgetError, match=f"leaves only {left}"):
-            run(table, plan, budget, given=given)
+            run(table, plan, budget, given=given, placed=placed)
         return
     assume((budget.rows or 0) <= pool)
-    selection, tables = run(table, plan, budget, seed=seed, given=given)
-    expected = choose_rows(table, plan, budget, seed=seed, strata=strata, given=given)
+    selection, tables = run(table, plan, budget, seed=seed, given=given, placed=placed)
+    expected = choose_rows(table, plan, budget, seed=seed, strata=strata, given=given, placed=placed)
     assert rows_of(selection, tables) == expected
     assert selection.kept == sum(row[0] for row in expected)
     assert selection.reasons == {

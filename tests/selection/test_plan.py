@@ -24,7 +24,10 @@ from datapipe.selection.plan import Plan
         ({"quota": "equal"}, "quota = 'equal' needs strata"),
         ({"strata": "group", "floor_ratio": 0.2}, "floor_ratio = 0.2 has no effect with quota = 'proportional'"),
         ({"beta": (1.0, 2.0)}, "beta = .* has no effect with order = 'hard'"),
-        ({"order": "weighted", "beta": (0.0, 2.0)}, "beta is two finite numbers above 0; got"),
+        (
+            {"order": "weighted", "beta": (0.0, 1.0)},
+            "beta is a finite sharpness above 0 and a reach within 0 and 1; got",
+        ),
         ({"mix_random": 1.1}, "lie within 0 and 1; got 0.5 and 1.1"),
         ({"order": "random", "mix_random": 0.1}, "mix_random has no effect on a random order"),
         ({"strata": "group", "quota": "fill", "mix_random": 0.6}, "together exceed the budget"),

@@ -19,12 +19,12 @@ from datapipe.errors import ConfigError, RejectedError
 from datapipe.executors.choose import make_executor
 from datapipe.pipeline import Pipeline
 from datapipe.progress import Only
-from datapipe.runs import CurateResult, run_manifest
+from datapipe.runs import CurateResult, record_seconds, run_manifest
 from datapipe.settings import Settings
 from datapipe.stages.build import Wiring
 from datapipe.stages.columns import text_columns
 from datapipe.storage.atomic import explain_os_error, make_folder, write_atomically
-from datapipe.storage.digest import digest_of, plain
+from datapipe.storage.digest import digest_of
 from datapipe.storage.lock import exclusive
 from datapipe.storage.publish import publish
 from datapipe.storage.stage import StageStore
@@ -196,7 +196,7 @@ class Curation:
                 scratch=scratch,
                 progress=progress,
                 until=until,
-                check=self._check_ingest,
+                check=lambda output: self._check(output, pipeline.timings[-1]),
             )
             self._timings = pipeline.timings
         except OSError as error:
@@ -221,6 +221,11 @@ class Curation:
         digests = self.source.digests(self._known_digests)
         write_atomically(self.out / DIGESTS, json.dumps(self._known_digests, indent=1).encode())
         return digests
+
+    def _check(self, output: StageOutput, timing: StageTiming) -> None:
+        self._check_ingest(output)
+        if not timing.reused:
+            record_seconds(self.out, made={f"{output.path.name}/{output.manifest_name}": timing.seconds})
 
     def _check_ingest(self, output: StageOutput) -> None:
         """Refuse, before anything dear is done, what cannot end well."""
@@ -259,8 +264,7 @@ class Curation:
         )
         files["manifest.json"] = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
         publish(self.out, files, key=digest_of(manifest)[:24])
-        timings = [plain(timing) for timing in self._timings]
-        write_atomically(self.out / "timings.json", json.dumps({"stages": timings}, indent=1).encode())
+        record_seconds(self.out, stages=self._timings)
         return CurateResult(out=self.out, manifest=manifest, timings=tuple(self._timings))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datapipe.pipeline import StageTiming
+from datapipe.storage.atomic import write_atomically
 from datapipe.storage.digest import file_sha256, plain
 from datapipe.storage.stage import FORMAT_VERSION
 from datapipe.storage.verify import read_run_manifest
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from datapipe.pipeline import StageOutput
     from datapipe.stages.build import Wiring
     from datapipe.storage.source import Source
+
+TIMINGS = "timings.json"
+"""Of a run folder: `stages`, how long each took the last time, and `made`, how long when it was made."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -65,6 +69,11 @@ class CurateResult:
         """The run's page."""
         return self.out / "report.html"
 
+    @property
+    def made_seconds(self) -> dict[str, float]:
+        """Seconds that each stage took when it was made, by KEY/MANIFEST of the manifest's `stages`, where recorded."""
+        return dict(_timings(self.out)["made"])
+
     @cached_property
     def kept(self) -> pl.LazyFrame:
         """The kept rows: row_id and the source's own columns, sorted by row_id."""
@@ -106,13 +115,37 @@ class CurateResult:
         return to_html(self.out)
 
 
+def record_seconds(
+    out: Path, *, stages: Sequence[StageTiming] | None = None, made: Mapping[str, float] | None = None
+) -> None:
+    """Add to what timings.json says, at once: a run that is interrupted still knows what it has cost.
+
+    Args:
+        out: The run folder.
+        stages: How long each stage took this time; None leaves what is there.
+        made: Seconds of stages that were made now, by KEY/MANIFEST.
+    """
+    known = _timings(out)
+    content = {
+        "stages": [plain(timing) for timing in stages] if stages is not None else known["stages"],
+        "made": {**known["made"], **(made or {})},
+    }
+    write_atomically(out / TIMINGS, json.dumps(content, indent=1).encode())
+
+
+def _timings(out: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((out / TIMINGS).read_bytes())
+    except (FileNotFoundError, ValueError):
+        found = {}
+    return {"stages": [], "made": {}, **found}
+
+
 def open_run(out: str | os.PathLike[str]) -> CurateResult:
     """Open a finished run folder again. Raises `SourceError` where there is none."""
     folder = Path(out)
-    timings = json.loads((folder / "timings.json").read_bytes())["stages"] if (folder / "timings.json").exists() else []
-    return CurateResult(
-        out=folder, manifest=read_run_manifest(folder), timings=tuple(StageTiming(**timing) for timing in timings)
-    )
+    timings = tuple(StageTiming(**timing) for timing in _timings(folder)["stages"])
+    return CurateResult(out=folder, manifest=read_run_manifest(folder), timings=timings)
 
 
 def run_manifest(

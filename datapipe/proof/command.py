@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
-from typing import Annotated
+from typing import Annotated, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,25 +17,39 @@ def prove_command(  # noqa: PLR0913, PLR0917 - an option each
     test: Annotated[
         Path, Option(help="Labelled rows from outside the run; kept rows were chosen with a view to all rows of it.")
     ],
+    trainer: Annotated[
+        Literal["head", "finetune"],
+        Option(help="head: linear heads on the run's vectors. finetune: a transformer on its texts; minutes on a CPU."),
+    ] = "head",
+    model: Annotated[
+        str, Option(help="For finetune: default (the embedded all-MiniLM-L6-v2), a local folder, or a hub id.")
+    ] = "default",
     label_column: Annotated[str | None, Option(help="Labels of the test file; default: the run's column.")] = None,
     text_column: Annotated[str | None, Option(help="Texts of the test file; default: the run's column.")] = None,
     image_column: Annotated[str | None, Option(help="Images of the test file; default: the run's column.")] = None,
     seeds: Annotated[int, Option(help="Trainings an arm, at least 2; fewer make wider intervals.")] = 5,
-    steps: Annotated[int, Option(help="Updates of every training, whatever the number of rows.")] = 1000,
-    batch_rows: Annotated[int, Option(help="Rows of an update.")] = 128,
+    steps: Annotated[
+        int | None,
+        Option(help="Updates of every training, whatever the rows; default 1,000 of a head, 300 to fine-tune."),
+    ] = None,
+    batch_rows: Annotated[
+        int | None, Option(help="Rows of an update; default 128 for a head, 32 to fine-tune.")
+    ] = None,
     device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1.")] = None,
     *,
     as_json: Annotated[
         bool, Option("--json", help="Print one JSON object on standard output and nothing else.")
     ] = False,
 ) -> None:
-    """Train the same head on kept, random and all rows, and say whether they differ; writes RUN/proof.html."""
+    """Train the same model on kept, random and all rows, and say whether they differ; writes RUN/proof.html."""
     from datapipe.proof.page import sentence
     from datapipe.proof.run import prove
 
     found = prove(
         run,
         test,
+        trainer=trainer,
+        model=model,
         label_column=label_column,
         text_column=text_column,
         image_column=image_column,

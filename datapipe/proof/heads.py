@@ -44,6 +44,44 @@ class HeadRecipe:
     heads_at_once: int = 4
 
 
+class HeadTrainer:
+    """Vectors, those of the test rows, and heads of one recipe on parts of them.
+
+    Args:
+        vectors: Float32 (rows, dim), of unit length.
+        test: Float32 (test rows, dim).
+        recipe: How.
+        device: Where.
+        threads: Host threads; None takes the CPUs this process may use. Does not change the result.
+    """
+
+    def __init__(
+        self,
+        vectors: Float32,
+        test: Float32,
+        *,
+        recipe: HeadRecipe,
+        device: str = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        self.recipe, self._vectors, self._test = recipe, vectors, test
+        self._device, self._threads = device, threads
+
+    def train_many(self, labels: Int64, arms: Sequence[Int64], seeds: Sequence[int], *, classes: int) -> Int64:
+        """Train a head an arm; see `train_heads`."""
+        return train_heads(
+            self._vectors,
+            labels,
+            arms,
+            seeds,
+            self._test,
+            classes=classes,
+            recipe=self.recipe,
+            device=self._device,
+            threads=self._threads,
+        )
+
+
 def train_heads(  # noqa: PLR0913 - the data; the rest by keyword
     vectors: Float32,
     labels: Int64,

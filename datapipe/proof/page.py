@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 from datapipe.report.markup import Html, count, join, number, tag
 
 if TYPE_CHECKING:
-    from datapipe.proof.run import Arm, Proof
+    from datapipe.proof.arms import Arm, Proof
     from datapipe.proof.statistics import Comparison, Interval
+
+
+_TRAINED = {"head": "Linear heads on the run's vectors", "finetune": "A transformer, fine-tuned on the texts"}
 
 
 def build_page(proof: Proof, *, title: str) -> str:
@@ -38,9 +41,9 @@ def section(proof: Proof) -> Html:
     )
     recipe, seconds = proof.recipe, proof.seconds
     how = (
-        f"{proof.arms[0].accuracy.count} seeds, {count(recipe.steps)} steps of {recipe.batch_rows} rows for every arm; "
-        f"{count(proof.test_rows)} test rows, {count(proof.classes)} classes. Choosing the rows took "
-        f"{number(seconds['scoring'])} s, all trainings {number(seconds['training'])} s."
+        f"{_TRAINED[proof.trainer]}: {proof.arms[0].accuracy.count} seeds, {count(recipe.steps)} steps of "
+        f"{recipe.batch_rows} rows for every arm; {count(proof.test_rows)} test rows, {count(proof.classes)} classes. "
+        f"Choosing the rows took {number(seconds['scoring'])} s, all trainings {number(seconds['training'])} s."
     )
     return join(
         tag("p", sentence("random rows of the same number", proof.against_random)),

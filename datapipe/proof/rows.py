@@ -1,10 +1,13 @@
-"""What a proof reads: the rows of a finished run with vectors, labels and fate, and labelled test rows from outside."""
+"""What a proof reads: the rows of a finished run with labels and fate, and labelled test rows from outside of it.
+
+run folder -> labels, kept, pool -> vectors, or texts          test file -> rows not in the run -> the same of them
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -25,52 +28,84 @@ VECTOR = "vector"
 _AT_ONCE = 4096  # rows embedded in one call
 
 
+Content = TypeVar("Content", "Float32", list[str])
+"""What is learnt from: vectors, float32 (rows, dim) of unit length, or texts."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RunRows:
+class RunRows(Generic[Content]):
     """The accepted rows of a run, in the order of their ids.
 
     Attributes:
-        vectors: Float32 (rows, dim), of unit length.
+        content: Vectors or texts.
         labels: Class of each row, None for none.
         kept: Whether the run kept it.
         pool: Whether it could have: not excluded as a repeat, a match or unscored.
     """
 
-    vectors: Float32
+    content: Content
     labels: list[str | None]
     kept: Bool
     pool: Bool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class HeldRows:
-    """Labelled rows from outside the run: vectors, labels, and what is odd about them, in sentences."""
+class HeldRows(Generic[Content]):
+    """Labelled rows from outside the run: vectors or texts, labels, and what is odd about them, in sentences."""
 
-    vectors: Float32
+    content: Content
     labels: list[str | None]
     warnings: tuple[str, ...]
 
 
-def read_rows(result: CurateResult) -> RunRows:
-    """Read the rows of a run; holds its vectors in memory, 4 bytes a dimension and row.
+def read_rows(result: CurateResult) -> RunRows[Float32]:
+    """Read the rows of a run with their vectors, which take 4 bytes a dimension and row of memory.
 
     Raises:
         ColumnError: The run was made without a label column, or has no vectors.
     """
     from datapipe.storage.vectors import to_matrix
 
-    if result.manifest["columns"]["label"] is None:
-        raise ColumnError(f"the run {result.out} knows no labels: make it with --label-column")
-    rows = stage_output(result, "ingest")
-    embedded = _vectors_of(result)
+    labels, kept, pool = _fates(result)
+    vectors = np.concatenate([to_matrix(table[VECTOR]) for table in _vectors_of(result)])
+    return RunRows(content=vectors, labels=labels, kept=kept, pool=pool)
+
+
+def read_texts(result: CurateResult) -> RunRows[list[str]]:
+    """Read the rows of a run with their texts; a row without text counts as one that could not have been kept.
+
+    Raises:
+        ColumnError: The run was made without a label column, or without texts.
+    """
+    if result.manifest["columns"]["text"] is None:
+        raise ColumnError(
+            f"the run {result.out} has no texts to fine-tune on: make it with --text-column, or take --trainer head"
+        )
+    labels, kept, pool = _fates(result)
+    found = [
+        text for table in stage_output(result, "ingest").tables("rows", columns=["text"]) for text in _texts(table)
+    ]
+    there = np.array([text is not None for text in found], np.bool_)
+    texts = [text if text is not None else "" for text in found]
+    return RunRows(content=texts, labels=labels, kept=kept & there, pool=pool & there)
+
+
+def _texts(table: pa.Table) -> list[str | None]:
+    values: list[str | None] = table["text"].to_pylist()
+    return values
+
+
+def _fates(result: CurateResult) -> tuple[list[str | None], Bool, Bool]:
+    """Label of each row, whether it was kept, and whether it could have been."""
     import pyarrow.parquet as pq
 
-    labels = [label for table in rows.tables("rows", columns=["label"]) for label in table["label"].to_pylist()]
-    vectors = np.concatenate([to_matrix(table[VECTOR]) for table in embedded])
+    if result.manifest["columns"]["label"] is None:
+        raise ColumnError(f"the run {result.out} knows no labels: make it with --label-column")
+    rows = stage_output(result, "ingest").tables("rows", columns=["label"])
+    labels = [label for table in rows for label in table["label"].to_pylist()]
     selection = pq.read_table(result.out / "selection.parquet", columns=["kept", "reason"])
     kept = selection["kept"].to_numpy().astype(np.bool_)
-    pool = np.isin(np.array(selection["reason"].to_pylist()), REASONS)
-    return RunRows(vectors=vectors, labels=labels, kept=kept, pool=pool)
+    return labels, kept, np.isin(np.array(selection["reason"].to_pylist()), REASONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +146,7 @@ def read_test(
     label_column: str | None,
     content: ContentColumn,
     device: str,
-) -> HeldRows:
+) -> HeldRows[Float32]:
     """Read a test file, and embed it with the model of the run where that embedded its rows.
 
     Raises:
@@ -120,39 +155,78 @@ def read_test(
         MetricError: It has no rows, or none from outside the run.
         SourceError: It cannot be read, or an image of it cannot be used; names the row.
     """
-    from datapipe.storage.source import scan
     from datapipe.storage.vectors import to_matrix
 
-    frame = scan(str(test))
-    present = frame.collect_schema().names()
-    columns = result.manifest["columns"]
-    label = label_column or columns["label"]
-    kind, column = content.of(columns)
+    kind, column = content.of(result.manifest["columns"])
+    if kind == "image":
+        label = _checked(result, test, kind=kind, column=column, label_column=label_column)
+        keys, labels, vectors = _embed_images(result, str(test), column, label, device)
+        outside, warnings = _outside(result, kind, keys)
+    else:
+        values, labels = _read(result, test, kind=kind, column=column, label_column=label_column)
+        if kind == "vector":
+            return HeldRows(content=to_matrix(values), labels=labels, warnings=())
+        texts = values.to_pylist()
+        outside, warnings = _outside(result, kind, texts)
+        vectors = _embed_texts(result, texts, device)
+    return HeldRows(content=vectors[outside], labels=_some(labels, outside), warnings=warnings)
+
+
+def read_test_texts(
+    result: CurateResult,
+    test: str | os.PathLike[str],
+    *,
+    label_column: str | None,
+    text_column: str | None,
+) -> HeldRows[list[str]]:
+    """Read the texts of a test file.
+
+    Raises:
+        ColumnError: It has no such columns.
+        MetricError: It has no rows, or none from outside the run.
+        SourceError: It cannot be read.
+    """
+    column = text_column or str(result.manifest["columns"]["text"])
+    values, labels = _read(result, test, kind="text", column=column, label_column=label_column)
+    texts = values.to_pylist()
+    outside, warnings = _outside(result, "text", texts)
+    return HeldRows(content=_some(texts, outside), labels=_some(labels, outside), warnings=warnings)
+
+
+def _checked(
+    result: CurateResult, test: str | os.PathLike[str], *, kind: str, column: str, label_column: str | None
+) -> str:
+    """The label column, once it and that of the content are known to be there."""
+    from datapipe.storage.source import scan
+
+    present = scan(str(test)).collect_schema().names()
+    label = str(label_column or result.manifest["columns"]["label"])
     for name, option in ((label, "--label-column"), (column, f"--{kind}-column")):
         if name not in present:
             raise ColumnError(f"the test file {test} has no column {name!r} ({option}); it has {', '.join(present)}")
-    if kind == "image":
-        keys, labels, vectors = _embed_images(result, str(test), column, label, device)
-        return _without_shared(result, kind, keys, HeldRows(vectors=vectors, labels=labels, warnings=()))
-    table = frame.select(column, label).drop_nulls().collect().to_arrow()
+    return label
+
+
+def _read(
+    result: CurateResult, test: str | os.PathLike[str], *, kind: str, column: str, label_column: str | None
+) -> tuple[pa.ChunkedArray, list[str | None]]:
+    """Content and labels of the rows that have both."""
+    from datapipe.storage.source import scan
+
+    label = _checked(result, test, kind=kind, column=column, label_column=label_column)
+    table = scan(str(test)).select(column, label).drop_nulls().collect().to_arrow()
     if not table.num_rows:
         raise MetricError(f"the test file {test} has no row with {kind} and label")
-    told: list[str | None] = [str(each) for each in table[label].to_pylist()]
-    if kind == "vector":
-        return HeldRows(vectors=to_matrix(table[column]), labels=told, warnings=())
-    texts = table[column].to_pylist()
-    vectors = _embed_texts(result, texts, device)
-    return _without_shared(result, kind, texts, HeldRows(vectors=vectors, labels=told, warnings=()))
+    return table[column], [str(each) for each in table[label].to_pylist()]
 
 
-def _without_shared(result: CurateResult, kind: str, keys: Sequence[str | bytes], held: HeldRows) -> HeldRows:
-    """The test rows that are not in the run too, for a head knows those by heart; with a warning where some are.
+def _outside(result: CurateResult, kind: str, keys: Sequence[str | bytes]) -> tuple[Bool, tuple[str, ...]]:
+    """Which test rows are not in the run too, for those are known by heart; and a warning where some are.
 
     Args:
         result: The run.
         kind: `text` or `image`.
         keys: What each test row is known by: its text, or the key of its image's content.
-        held: The test rows.
 
     Raises:
         MetricError: All of them are in the run.
@@ -161,14 +235,17 @@ def _without_shared(result: CurateResult, kind: str, keys: Sequence[str | bytes]
     known = {key for table in tables for key in table[kind].to_pylist()}
     outside = np.array([key not in known for key in keys], np.bool_)
     if outside.all():
-        return held
+        return outside, ()
     if not outside.any():
         raise MetricError(f"all {len(keys)} test {kind}s are also in the run: a proof needs rows from outside of it")
-    return HeldRows(
-        vectors=held.vectors[outside],
-        labels=[label for label, fair in zip(held.labels, outside, strict=True) if fair],
-        warnings=(f"{int((~outside).sum())} of {len(keys)} test {kind}s are also in the run, and are left out.",),
-    )
+    return outside, (f"{int((~outside).sum())} of {len(keys)} test {kind}s are also in the run, and are left out.",)
+
+
+Value = TypeVar("Value")
+
+
+def _some(values: list[Value], wanted: Bool) -> list[Value]:
+    return [value for value, chosen in zip(values, wanted, strict=True) if chosen]
 
 
 def stage_output(result: CurateResult, name: str) -> StageOutput:

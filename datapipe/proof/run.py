@@ -1,156 +1,119 @@
 """`datapipe.prove`: train on the rows a run kept, on random rows and on all of them, and say what the difference is.
 
-    run folder, test file -> vectors and labels -> arms -> heads, one a seed -> accuracies -> verdicts -> RUN/proof.json
+    run folder, test file -> rows and test rows -> a trainer -> `datapipe.proof.arms` -> RUN/proof.json, RUN/proof.html
 
-Every arm gets the same model, steps and batch. The random arm draws other rows with every seed. Rows to learn from are
-those that the run could have kept: rows excluded as repeats, matches or unscored are in no arm. The test rows come from
-outside the run: kept rows were chosen with a view to all rows of the run, so none of them is a fair test. Raises
-`ConfigError` for options, `ColumnError` for labels that are not there, `MetricError` where nothing can be learnt.
+Rows to learn from are those that the run could have kept: rows excluded as repeats, matches or unscored are in no arm.
+The test rows come from outside the run: kept rows were chosen with a view to all rows of the run, so none of them is a
+fair test. Raises `ConfigError` for options, `ColumnError` for labels that are not there, `MetricError` where nothing
+can be learnt.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-import numpy as np
-
-from datapipe.errors import ConfigError, MetricError
-from datapipe.proof.heads import HeadRecipe, train_heads
-from datapipe.proof.statistics import bootstrap, compare_paired, compare_unpaired, interval, worst_class
-from datapipe.storage.digest import plain
+from datapipe.errors import ConfigError
+from datapipe.proof.arms import ARMS, Arm, Proof, compare
+from datapipe.proof.heads import HeadRecipe, HeadTrainer
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
 
-    from datapipe.proof.statistics import Comparison, Interval
-    from datapipe.storage.arrays import Bool, Float32, Int64
+    from datapipe.proof.arms import Trainer
+    from datapipe.proof.rows import HeldRows, RunRows
+    from datapipe.runs import CurateResult
 
-KEPT, RANDOM, FULL = "kept", "random", "full"
-ARMS = (KEPT, RANDOM, FULL)
+__all__ = ["ARMS", "TRAINERS", "Arm", "Proof", "TrainerName", "compare", "prove"]
+
+TrainerName: TypeAlias = Literal["head", "finetune"]
+TRAINERS: tuple[TrainerName, ...] = get_args(TrainerName)
 FEWEST_SEEDS = 2
 _NO_SCORING = ("export", "report")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """What one choice of rows led to.
-
-    Attributes:
-        name: kept, random or full.
-        rows: Rows that it trains on.
-        accuracies: One a seed, in [0, 1].
-        worst_classes: Accuracy of the worst class, one a seed.
-        accuracy: Mean accuracy with its t interval.
-        resampled: The same by bootstrap.
-        worst_class: Mean accuracy of the worst class with its t interval.
-    """
-
-    name: str
-    rows: int
-    accuracies: tuple[float, ...]
-    worst_classes: tuple[float, ...]
-    accuracy: Interval
-    resampled: Interval
-    worst_class: Interval
-
-
-@dataclass(frozen=True, kw_only=True)
-class Proof:
-    """The outcome.
-
-    Attributes:
-        arms: kept, random, full.
-        against_random: Kept minus random, unpaired: their rows have nothing in common but the number.
-        against_full: Kept minus full, paired by the seed of the batches.
-        test_rows: Test rows.
-        classes: Classes to learn.
-        recipe: How every arm learns.
-        seconds: `scoring` (all stages up to the choice, as the run's timings.json says; 0 where it is lost) and
-            `training` of all arms and seeds together.
-        warnings: What speaks against the outcome, in sentences.
-    """
-
-    arms: tuple[Arm, ...]
-    against_random: Comparison
-    against_full: Comparison
-    test_rows: int
-    classes: int
-    recipe: HeadRecipe
-    seconds: Mapping[str, float]
-    warnings: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The outcome as plain values, for JSON."""
-        whole: dict[str, Any] = _finite(plain(self))
-        return whole
 
 
 def prove(  # noqa: PLR0913 - run and test; the rest by keyword
     run: str | os.PathLike[str],
     test: str | os.PathLike[str],
     *,
+    trainer: TrainerName = "head",
+    model: str = "default",
     label_column: str | None = None,
     text_column: str | None = None,
     image_column: str | None = None,
     seeds: int = 5,
-    steps: int = 1000,
-    batch_rows: int = 128,
+    steps: int | None = None,
+    batch_rows: int | None = None,
     device: str | None = None,
 ) -> Proof:
-    """Train linear heads on the run's vectors, write RUN/proof.json and RUN/proof.html, and return the outcome.
+    """Train on kept, random and all rows, write RUN/proof.json and RUN/proof.html, and return the outcome.
 
     Args:
         run: Folder of a finished run that was given a label column.
         test: Parquet, CSV, JSON Lines or Arrow with labelled rows that are not in the run.
+        trainer: `head`, linear heads on the run's vectors; or `finetune`, a transformer on its texts.
+        model: For `finetune`: `default` (the embedder that comes with the package), a local folder, or a hub id.
         label_column: Of the test file; that of the run by default.
         text_column: Of the test file; that of the run by default.
         image_column: Of the test file; that of the run by default.
         seeds: Trainings an arm, >= 2.
-        steps: Updates of every training.
-        batch_rows: Rows of an update.
-        device: Where test rows are embedded and heads trained: auto, cpu, cuda; default from `DATAPIPE_DEVICE`.
+        steps: Updates of every training; None takes 1,000 of a head, 300 of a transformer.
+        batch_rows: Rows of an update; None takes 128 for a head, 32 for a transformer.
+        device: Where test rows are embedded and models trained: auto, cpu, cuda; default from `DATAPIPE_DEVICE`.
 
     Raises:
-        ConfigError: An option is out of range.
-        ColumnError: The run or the test file has no labels, or the run no vectors.
+        ConfigError: An option is unknown or out of range.
+        ColumnError: The run or the test file has no labels, or the run no vectors or texts.
         MetricError: There is nothing to learn: one class, or no test row of a known class.
+        ModelError: The model is no encoder.
         SourceError: The run or the test file cannot be read.
     """
+    if trainer not in TRAINERS:
+        raise ConfigError(f"trainer must be one of {', '.join(TRAINERS)}, got {trainer!r}")
+    if model != "default" and trainer != "finetune":
+        raise ConfigError(f"model {model!r} has no effect with the trainer {trainer}: it is for finetune")
     for name, value, least in (("seeds", seeds, FEWEST_SEEDS), ("steps", steps, 1), ("batch_rows", batch_rows, 1)):
-        if value < least:
+        if value is not None and value < least:
             raise ConfigError(f"{name} must be at least {least}, got {value}")
     from datapipe.proof.page import build_page
-    from datapipe.proof.rows import ContentColumn, read_rows, read_test
+    from datapipe.proof.rows import ContentColumn, read_rows, read_test, read_test_texts, read_texts
     from datapipe.runs import open_run
     from datapipe.settings import Settings
     from datapipe.storage.atomic import write_atomically
     from datapipe.workers.device import resolve_devices
 
     result = open_run(run)
-    rows = read_rows(result)
     settings = Settings()
     place = str(resolve_devices(device or settings.device)[0])
-    content = ContentColumn(text=text_column, image=image_column)
-    held = read_test(result, test, label_column=label_column, content=content, device=place)
-    recipe = HeadRecipe(steps=steps, batch_rows=batch_rows)
+    given = {name: value for name, value in (("steps", steps), ("batch_rows", batch_rows)) if value is not None}
+    rows: RunRows[Any]
+    held: HeldRows[Any]
+    made: Trainer
+    if trainer == "head":
+        content = ContentColumn(text=text_column, image=image_column)
+        rows, held = (
+            read_rows(result),
+            read_test(result, test, label_column=label_column, content=content, device=place),
+        )
+        recipe = replace(HeadRecipe(), **given)
+        made = HeadTrainer(rows.content, held.content, recipe=recipe, device=place, threads=settings.threads)
+    else:
+        rows = read_texts(result)
+        held = read_test_texts(result, test, label_column=label_column, text_column=text_column)
+        made = _finetuning(rows.content, held.content, model, given, place, settings.threads)
+    scoring, unknown = scoring_seconds(result)
     outcome = compare(
-        rows.vectors,
         rows.labels,
+        made,
         kept=rows.kept,
         pool=rows.pool,
-        test=held.vectors,
         test_labels=held.labels,
         seeds=seeds,
-        recipe=recipe,
-        device=place,
-        threads=settings.threads,
-        scoring=sum(timing.seconds for timing in result.timings if timing.stage not in _NO_SCORING),
-        warnings=held.warnings,
+        name=trainer,
+        scoring=scoring,
+        warnings=(*held.warnings, *unknown),
     )
     folder = Path(run)
     body = json.dumps(outcome.as_dict(), indent=1, sort_keys=True, allow_nan=False)
@@ -159,110 +122,23 @@ def prove(  # noqa: PLR0913 - run and test; the rest by keyword
     return outcome
 
 
-def compare(  # noqa: PLR0913 - the data; the rest by keyword
-    vectors: Float32,
-    labels: Sequence[str | None],
-    *,
-    kept: Bool,
-    pool: Bool,
-    test: Float32,
-    test_labels: Sequence[str | None],
-    seeds: int,
-    recipe: HeadRecipe,
-    device: str = "cpu",
-    threads: int | None = None,
-    scoring: float = 0.0,
-    warnings: Sequence[str] = (),
-) -> Proof:
-    """Compare kept, random and full on vectors that are there already; `prove` without files.
-
-    Args:
-        vectors: Float32 (rows, dim), of unit length.
-        labels: Class of each row; None for none, such rows are in no arm.
-        kept: Which rows are kept.
-        pool: Which rows could have been kept; the kept ones are among them.
-        test: Float32 (test rows, dim).
-        test_labels: Class of each test row.
-        seeds: Trainings an arm.
-        recipe: How.
-        device: Where.
-        threads: Host threads; None takes the CPUs this process may use. Does not change the result.
-        scoring: Seconds that the choice of rows took.
-        warnings: What is known to speak against the outcome.
-
-    Raises:
-        MetricError: An arm has fewer than two classes, or no test row has a class that the pool has.
-    """
-    names = sorted({label for label, inside in zip(labels, pool, strict=True) if inside and label is not None})
-    place = {name: at for at, name in enumerate(names)}
-    codes = np.array([place.get(label, -1) if label is not None else -1 for label in labels], np.int64)
-    truth = np.array([place.get(label, -1) if label is not None else -1 for label in test_labels], np.int64)
-    known = truth >= 0
-    notes = list(warnings)
-    if not known.any():
-        raise MetricError(f"none of the {len(truth)} test rows has a class of the run; its classes begin {names[:3]}")
-    if not known.all():
-        notes.append(f"{int((~known).sum())} test rows have no class, or one that the run has not, and are left out.")
-    if bool((pool & (codes < 0)).any()):
-        notes.append(f"{int((pool & (codes < 0)).sum())} rows of the run have no label and are in no arm.")
-    started = time.perf_counter()
-    full = np.flatnonzero(pool & (codes >= 0))
-    chosen = np.flatnonzero(kept & (codes >= 0))
-    drawn = [_draw(full, len(chosen), seed) for seed in range(seeds)]
-    arms = [*[chosen] * seeds, *drawn, *[full] * seeds]
-    predicted = train_heads(
-        vectors,
-        codes,
-        arms,
-        [*range(seeds)] * len(ARMS),
-        test[known],
-        classes=len(names),
-        recipe=recipe,
-        device=device,
-        threads=threads,
-    )
-    training = time.perf_counter() - started
-    made = tuple(
-        _arm(name, rows, predicted[at * seeds : (at + 1) * seeds], truth[known], len(names))
-        for at, (name, rows) in enumerate(zip(ARMS, (len(chosen), len(chosen), len(full)), strict=True))
-    )
-    return Proof(
-        arms=made,
-        against_random=compare_unpaired(made[0].accuracies, made[1].accuracies),
-        against_full=compare_paired(made[0].accuracies, made[2].accuracies),
-        test_rows=int(known.sum()),
-        classes=len(names),
-        recipe=recipe,
-        seconds={"scoring": scoring, "training": training},
-        warnings=tuple(notes),
-    )
+def scoring_seconds(result: CurateResult) -> tuple[float, tuple[str, ...]]:
+    """Seconds of all stages up to the choice of rows when they were made, and a warning where some are not known."""
+    stages = [stage for stage in result.manifest["stages"] if stage["name"] not in _NO_SCORING]
+    made = result.made_seconds
+    here = {timing.stage: timing.seconds for timing in result.timings if not timing.reused}
+    found = {
+        stage["name"]: made.get(f"{stage['key']}/{stage['manifest']}", here.get(stage["name"])) for stage in stages
+    }
+    lost = [name for name, seconds in found.items() if seconds is None]
+    told = f"Choosing the rows took longer than is said: of {', '.join(lost)} the time was not recorded."
+    return sum(seconds for seconds in found.values() if seconds is not None), (told,) if lost else ()
 
 
-def _draw(full: Int64, count: int, seed: int) -> Int64:
-    # Another key than that of the batches, so that choice and order of the rows are independent.
-    draws = np.random.Generator(np.random.Philox(key=[seed, 1]))
-    drawn: Int64 = np.sort(draws.choice(full, count, replace=False))
-    return drawn
+def _finetuning(
+    texts: list[str], test: list[str], model: str, given: dict[str, int], device: str, threads: int | None
+) -> Trainer:
+    from datapipe.proof.text import TextRecipe, TextTrainer
 
-
-def _arm(name: str, rows: int, predicted: Int64, truth: Int64, classes: int) -> Arm:
-    accuracies = tuple(float((each == truth).mean()) for each in predicted)
-    worst = tuple(worst_class(each, truth, classes=classes) for each in predicted)
-    return Arm(
-        name=name,
-        rows=rows,
-        accuracies=accuracies,
-        worst_classes=worst,
-        accuracy=interval(accuracies),
-        resampled=bootstrap(accuracies),
-        worst_class=interval(worst),
-    )
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: such an end of an interval is null."""
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    recipe = replace(TextRecipe(), **given)
+    return TextTrainer(texts, test, model=model, recipe=recipe, device=device, threads=threads)

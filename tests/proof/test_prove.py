@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,9 +12,10 @@ import pytest
 
 from datapipe.curation import curate
 from datapipe.errors import ColumnError, ConfigError, MetricError, SourceError
-from datapipe.proof.heads import HeadRecipe
-from datapipe.proof.run import compare, prove
-from tests.workers.tiny import vision_folder
+from datapipe.proof.heads import HeadRecipe, HeadTrainer
+from datapipe.proof.run import compare, prove, scoring_seconds
+from datapipe.runs import open_run
+from tests.workers.tiny import text_folder, vision_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,9 +60,8 @@ def test_a_random_choice_does_not_win_against_random() -> None:
     vectors, labels = _clouds(300, seed=0)
     test, truth = _clouds(300, seed=1)
     kept = np.random.default_rng(2).permutation(300) < 100
-    found = compare(
-        vectors, labels, kept=kept, pool=np.ones(300, bool), test=test, test_labels=truth, seeds=4, recipe=RECIPE
-    )
+    trainer = HeadTrainer(vectors, test, recipe=RECIPE)
+    found = compare(labels, trainer, kept=kept, pool=np.ones(300, bool), test_labels=truth, seeds=4)
     assert found.against_random.verdict == "no difference inside the noise"
 
 
@@ -68,9 +69,8 @@ def test_a_choice_that_leaves_out_a_class_loses_and_its_worst_class_shows_it() -
     vectors, labels = _clouds(300, seed=0)
     test, truth = _clouds(150, seed=1)
     kept = np.array([label != "c2" for label in labels])
-    found = compare(
-        vectors, labels, kept=kept, pool=np.ones(300, bool), test=test, test_labels=truth, seeds=4, recipe=RECIPE
-    )
+    trainer = HeadTrainer(vectors, test, recipe=RECIPE)
+    found = compare(labels, trainer, kept=kept, pool=np.ones(300, bool), test_labels=truth, seeds=4)
     assert (found.against_random.verdict, found.against_full.verdict) == ("loss", "loss")
     assert found.arms[0].worst_class.mean < 0.1
 
@@ -79,14 +79,12 @@ def test_rows_without_a_label_or_of_a_strange_class_are_counted_and_left_out() -
     vectors, labels = _clouds(60, seed=0)
     test, truth = _clouds(30, seed=1)
     found = compare(
-        vectors,
         [None, *labels[1:]],
+        HeadTrainer(vectors, test, recipe=RECIPE),
         kept=np.arange(60) < 30,
         pool=np.ones(60, bool),
-        test=test,
         test_labels=["other", *truth[1:]],
         seeds=2,
-        recipe=RECIPE,
     )
     assert (found.test_rows, found.arms[0].rows, found.arms[2].rows) == (29, 29, 59)
     assert len(found.warnings) == 2
@@ -126,3 +124,48 @@ def test_a_run_over_images_is_proved_on_images_of_the_test_file(tmp_path: Path, 
     frame.head(4).with_columns(image=pl.lit(b"no image")).write_parquet(tmp_path / "broken.parquet")
     with pytest.raises(SourceError, match=r"broken\.parquet row 1: "):
         prove(tmp_path / "run", tmp_path / "broken.parquet", seeds=2, steps=2)
+
+
+def test_the_cost_of_a_run_is_what_its_stages_took_when_they_were_made(run: Path, tmp_path: Path) -> None:
+    made, stages = open_run(run).made_seconds, open_run(run).manifest["stages"]
+    spent = sum(
+        made[f"{each['key']}/{each['manifest']}"] for each in stages if each["name"] not in {"export", "report"}
+    )
+    again = curate(_frame(240, seed=0), out=run, keep=0.5, embedding_column="vector", label_column="label")
+    assert all(timing.reused for timing in again.timings)
+    assert scoring_seconds(open_run(run)) == (pytest.approx(spent), ())
+    shutil.copytree(run, tmp_path / "run", symlinks=True)
+    (tmp_path / "run" / "timings.json").unlink()
+    seconds, warnings = scoring_seconds(open_run(tmp_path / "run"))
+    assert seconds == 0.0
+    assert "of ingest, fit, score, select the time was not recorded" in warnings[0]
+
+
+def test_options_without_effect_are_refused(run: Path) -> None:
+    test = run.parent / "test.parquet"
+    with pytest.raises(ConfigError, match="trainer must be one of head, finetune, got 'forest'"):
+        prove(run, test, trainer="forest")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="has no effect with the trainer head"):
+        prove(run, test, model="folder")
+    with pytest.raises(ConfigError, match="steps must be at least 1, got 0"):
+        prove(run, test, steps=0)
+    with pytest.raises(ColumnError, match=r"has no texts to fine-tune on.*or take --trainer head"):
+        prove(run, test, trainer="finetune")
+
+
+def test_a_run_over_texts_is_proved_by_fine_tuning(tmp_path: Path, data: Path) -> None:
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    text_folder(folder, "bert", mapping="MODEL_MAPPING")
+    frame = pl.read_parquet(data / "banking77.parquet", columns=["text", "label"]).filter(pl.col("label") < 4)
+    frame = frame.sample(fraction=1.0, shuffle=True, seed=0)
+    curate(frame[:60], out=tmp_path / "run", keep=0.5, text_column="text", label_column="label", metric="random")
+    frame[50:100].rename({"text": "said"}).write_parquet(tmp_path / "test.parquet")
+    options = {"trainer": "finetune", "model": str(folder), "text_column": "said", "device": "cpu"}
+    found = prove(tmp_path / "run", tmp_path / "test.parquet", seeds=2, steps=3, batch_rows=8, **options)  # type: ignore[arg-type]
+    assert [(arm.name, arm.rows) for arm in found.arms] == [("kept", 30), ("random", 30), ("full", 60)]
+    assert (found.trainer, found.recipe.steps, found.test_rows) == ("finetune", 3, 40)
+    assert "10 of 50 test texts are also in the run, and are left out." in found.warnings
+    assert "A transformer, fine-tuned on the texts: 2 seeds, 3 steps of 8 rows" in (
+        tmp_path / "run" / "proof.html"
+    ).read_text(encoding="utf-8")

@@ -18,6 +18,7 @@ from typer import Argument, Option
 
 from datapipe.advisor.command import advise_command
 from datapipe.distill.command import soft_labels_command
+from datapipe.distill.rewrite_command import rewrite_command
 from datapipe.errors import ConfigError, DatapipeError
 from datapipe.metrics.base import metrics_told
 from datapipe.proof.command import prove_command
@@ -76,6 +77,9 @@ def curate(
     ] = None,
     dedup_threshold: Annotated[
         float | None, Option(help="Cosine from which two rows say the same; default 0.95. A lower one takes out more.")
+    ] = None,
+    dedup_keep: Annotated[
+        str | None, Option(help="Which row stays: first (lower row id, the default), longest, hardest or easiest.")
     ] = None,
     protect: Annotated[
         str | None, Option(help="Evaluation file; rows that match it, exactly or nearly, go out.")
@@ -241,6 +245,7 @@ def report(
 
 app.command(name="advise")(advise_command)
 app.command(name="prove")(prove_command)
+app.command(name="rewrite")(rewrite_command)
 app.command(name="soft-labels")(soft_labels_command)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Strategy = Literal["auto", "hard", "easy", "random", "strata"]
 DedupMode = Literal["none", "exact", "semantic"]
+DedupKeep = Literal["first", "longest", "hardest", "easiest"]
 MetricName = Literal[
     "prototypes",
     "random",
@@ -68,6 +69,7 @@ class CurateOptions(TypedDict, total=False):
     split: str
     dedup: DedupMode
     dedup_threshold: float
+    dedup_keep: DedupKeep
     protect: str | None
     protect_threshold: float
     model: str
@@ -89,7 +91,8 @@ class CurateConfig:
     """Options of a run. Unset columns are found where there is only one candidate.
 
     Attributes:
-        keep: Fraction of the accepted rows to keep, 0 < keep <= 1; 0.3 where no budget is given.
+        keep: Fraction to keep of the rows that screening leaves, 0 < keep <= 1, but at least one row; 0.3 where no
+            budget is given.
         keep_rows: Rows to keep, at least 1. Excludes `keep` and `keep_tokens`.
         keep_tokens: Tokens to keep at most, counted by the run's tokenizer.
         metric: How rows are scored, by a name of `datapipe.metrics.base.METRICS`.
@@ -111,6 +114,8 @@ class CurateConfig:
         dedup: `exact` takes out all but one of the rows whose normalised text, or image file, is equal; `semantic`
             those, and all but one of the rows whose vectors say the same.
         dedup_threshold: Cosine from which two rows say the same, 0 < threshold <= 1.
+        dedup_keep: Which of two rows that say the same stays: `first` (the lower row id), the `longest` text, the
+            `hardest` (furthest from the centroid of its neighbourhood, as SemDeDup has it) or the `easiest`.
         protect: File with evaluation rows; what matches one, exactly or nearly, is taken out.
         protect_threshold: Cosine from which a row matches nearly, 0 < threshold <= 1. At 0.98 nearly all matches are
             copies with a word changed; at 0.95 most are other questions on the same matter.
@@ -147,6 +152,7 @@ class CurateConfig:
     split: str = "train"
     dedup: DedupMode = "none"
     dedup_threshold: float = 0.95
+    dedup_keep: DedupKeep = "first"
     protect: str | None = None
     protect_threshold: float = 0.98
     model: str = "default"
@@ -170,6 +176,9 @@ class CurateConfig:
         _one_of("metric", self.metric, get_args(MetricName))
         _one_of("strategy", self.strategy, get_args(Strategy))
         _one_of("dedup", self.dedup, get_args(DedupMode))
+        _one_of("dedup_keep", self.dedup_keep, get_args(DedupKeep))
+        if self.dedup_keep != "first" and self.dedup != "semantic":
+            raise ConfigError("dedup_keep says which of two rows that say the same stays: it needs dedup='semantic'")
         self._check_given()
         _in_range("seed", self.seed, 0, 2**63 - 1)
         _in_range("shard_rows", self.shard_rows, 1, 1 << 22)

@@ -15,8 +15,8 @@ class Budget:
     """What a selection may keep; exactly one of the three is given.
 
     Attributes:
-        fraction: 0 < fraction <= 1, of the accepted rows. Keeps round(fraction * accepted): the nearest whole number,
-            a half to the even one, so 0.3 of 5 rows are 2 and 0.1 of 5 rows are none.
+        fraction: 0 < fraction <= 1, of the rows to choose from. Keeps the nearest whole number, a half to the even one,
+            and at least one row where there is any, so 0.3 of 5 rows are 2 and 0.1 of 5 rows are 1.
         rows: Keeps exactly so many rows, >= 1.
         tokens: Keeps rows of at most so many tokens together, >= 1.
 
@@ -46,7 +46,7 @@ class Budget:
             BudgetError: There are fewer rows than the budget asks for, or it counts tokens.
         """
         if self.fraction is not None:
-            return round(self.fraction * accepted)
+            return max(round(self.fraction * accepted), min(1, accepted))
         if self.rows is None:
             raise BudgetError(f"A budget of {self.tokens} tokens says nothing about rows; it needs each row's tokens.")
         if self.rows > accepted:

@@ -1,7 +1,8 @@
 """Rows that must not be trained on, or need not be: matches of an evaluation set, and repeats.
 
 Reads `ingest/rows`, and vectors where near matches are looked for. Writes `excluded-*.parquet`, one a canonical shard:
-row_id, reason (`protected` or `duplicate`), rule, similarity, and the text that was matched. Sorted by row_id.
+row_id, reason (`protected` or `duplicate`), rule, similarity, and the text that was matched. Sorted by row_id. Raises
+`SelectionError` where no row is left.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from datapipe.errors import SelectionError
 from datapipe.pipeline import Context, SetStage, StageOutput
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ class Screen(SetStage):
     """
 
     name: ClassVar[str] = "screen"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     settings: ScreenConfig
     vectors: str | None
@@ -119,6 +121,12 @@ class Screen(SetStage):
                 _add(excluded, _semantic(inputs["duplicates"]))
             names, counts = _write(excluded, inputs["ingest"], out)
         rows = sum(shard.rows for shard in inputs["ingest"].shards("rows"))
+        if sum(counts.values()) == rows:
+            told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
+            raise SelectionError(
+                f"all {rows:,} rows were taken out before the choice ({told}), so there is nothing to keep; check what "
+                "protect, split and dedup compare them with"
+            )
         return names, {"protected": 0, "duplicate": 0, **counts, "rows": rows}
 
     def _protected(self, matcher: _Matcher, inputs: Mapping[str, StageOutput], context: Context) -> Iterator[pa.Table]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from datapipe.errors import SelectionError
+from datapipe.errors import BudgetError, SelectionError
 from datapipe.pipeline import Context, SetStage, StageOutput
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Select(SetStage):
     """
 
     name: ClassVar[str] = "select"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     settings: SelectConfig
 
@@ -117,6 +117,7 @@ class Select(SetStage):
             weights=stream.weights(column, groups) if choice.plan.quota == "given" else None,
             placed=stream.place is not None,
         ) as selection:
+            self._check_kept(selection)
             facts = {
                 "rows": selection.rows,
                 "counts": dict(selection.reasons),
@@ -129,6 +130,13 @@ class Select(SetStage):
             }
             _write(selection, out, context)
         return [SELECTION], facts
+
+    def _check_kept(self, selection: Selection) -> None:
+        if not selection.kept:
+            raise BudgetError(
+                f"a budget of {self.settings.budget.tokens:,} tokens keeps none of {selection.pool:,} rows: the first "
+                "row to keep is longer; raise keep_tokens"
+            )
 
 
 def _told(value: Any) -> dict[str, Any]:
@@ -182,14 +190,25 @@ class _Stream:
         return get_preset(self._settings.preset).place if self._settings.preset is not None else None
 
     def choose(self) -> Choice:
-        """What to do, by what is known of the rows."""
+        """What to do, by what is known of the rows.
+
+        Raises:
+            SelectionError: No row is left to choose from; says why.
+        """
+        pool = self._pool()
+        choice = self._choice(pool, min(1.0, self._fraction(pool)))
+        share = self._settings.budget.fraction
+        if share is None or round(share * pool):
+            return choice
+        told = f"{share:g} of {pool:,} rows to choose from are less than half a row; one is kept."
+        return replace(choice, warnings=(*choice.warnings, told))
+
+    def _choice(self, pool: int, fraction: float) -> Choice:
         from datapipe.metrics.base import get_metric
         from datapipe.selection.auto import balance, by_preset, choose
         from datapipe.selection.presets import get_preset
 
         settings = self._settings
-        pool = self._pool()
-        fraction = min(1.0, self._fraction(pool))
         classes = len(self.names("label")) if settings.labelled else None
         k = len(self.names("cluster")) if settings.clusters else None
         if settings.preset is not None:

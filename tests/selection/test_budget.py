@@ -11,17 +11,20 @@ from datapipe.selection.budget import Budget
 
 
 @pytest.mark.parametrize(
-    ("fraction", "accepted", "rows"), [(0.3, 10, 3), (0.3, 5, 2), (0.1, 5, 0), (0.5, 5, 2), (1, 7, 7)]
+    ("fraction", "accepted", "rows"),
+    [(0.3, 10, 3), (0.3, 5, 2), (0.1, 5, 1), (0.1, 1, 1), (0.1, 0, 0), (0.5, 5, 2), (1, 7, 7)],
 )
-def test_a_fraction_keeps_the_nearest_whole_number_of_rows(fraction: float, accepted: int, rows: int) -> None:
+def test_a_fraction_keeps_the_nearest_whole_number_of_rows_and_at_least_one(
+    fraction: float, accepted: int, rows: int
+) -> None:
     assert Budget(fraction=fraction).rows_of(accepted) == rows
 
 
 @given(fraction=floats(0, 1, exclude_min=True), accepted=integers(0, 10**9))
-def test_a_fraction_never_keeps_more_rows_than_there_are(fraction: float, accepted: int) -> None:
+def test_a_fraction_never_keeps_more_rows_than_there_are_and_none_only_of_none(fraction: float, accepted: int) -> None:
     kept = Budget(fraction=fraction).rows_of(accepted)
-    assert 0 <= kept <= accepted
-    assert abs(kept - fraction * accepted) <= 0.5
+    assert min(1, accepted) <= kept <= accepted
+    assert abs(kept - fraction * accepted) <= 0.5 or kept == 1
 
 
 def test_a_number_of_rows_is_kept_as_it_is() -> None:

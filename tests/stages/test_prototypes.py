@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+import pytest
 
 import datapipe
+from datapipe.errors import SelectionError, StageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,8 +36,9 @@ def test_rows_that_screening_takes_out_are_neither_counted_nor_fit_to(tmp_path: 
     assert left.counts == {"kept": 87, "over_budget": DISTINCT - 87, "duplicate": REPEATS}
 
 
-def test_a_run_whose_rows_all_go_out_still_ends(tmp_path: Path) -> None:
+def test_a_run_whose_rows_all_go_out_is_refused_before_they_are_scored(tmp_path: Path) -> None:
     source = repeated().head(50)
     source.write_parquet(tmp_path / "evaluation.parquet")
     options = {"text_column": "text", "embedding_column": "vector", "protect": str(tmp_path / "evaluation.parquet")}
-    assert datapipe.curate(source, out=tmp_path / "run", **options).counts == {"protected": 50}
+    with pytest.raises((SelectionError, StageError), match=r"all 50 rows were taken out .* \(50 protected\)"):
+        datapipe.curate(source, out=tmp_path / "run", **options)

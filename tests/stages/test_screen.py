@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
+import pytest
 
 import datapipe
+from datapipe.errors import SelectionError, StageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,3 +45,15 @@ def test_rows_that_equal_quote_or_nearly_match_an_evaluation_row_go_out_with_tha
     assert not gone["kept"].any()
     screened = next(timing for timing in result.timings if timing.stage == "screen")
     assert screened.rows == rows.height
+
+
+def test_where_no_row_is_left_to_choose_from_the_run_says_what_took_them_out(tmp_path: Path) -> None:
+    rows = pl.DataFrame({"text": [f"text number {i}" for i in range(9)], "part": ["train"] * 8 + ["test"]})
+    rows.head(8).write_csv(tmp_path / "evaluation.csv")
+    options: dict[str, Any] = {"out": tmp_path / "run", "text_column": "text", "metric": "random"}
+    with pytest.raises(
+        (SelectionError, StageError), match=r"all 9 rows were taken out .* \(1 other_split, 8 protected\)"
+    ):
+        datapipe.curate(rows, protect=str(tmp_path / "evaluation.csv"), split_column="part", **options)
+    with pytest.raises((SelectionError, StageError), match=r"all 9 rows were taken out .* \(9 other_split\)"):
+        datapipe.curate(rows, split_column="part", split="trian", **options)

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 import datapipe
-from datapipe.errors import SelectionError, StageError
+from datapipe.errors import BudgetError, SelectionError, StageError
 from datapipe.metrics import random as metric
 
 if TYPE_CHECKING:
@@ -83,3 +83,16 @@ def test_hard_prototypes_by_preset_are_those_of_the_strategy(tmp_path: Path) -> 
 def test_a_preset_without_the_groups_it_needs_is_refused(tmp_path: Path) -> None:
     with pytest.raises((SelectionError, StageError), match="preset random_balanced needs labels"):
         datapipe.curate(FRAME, out=tmp_path, preset="random_balanced", keep=0.1)
+
+
+def test_a_fraction_that_screening_leaves_less_than_half_a_row_keeps_one_and_says_so(tmp_path: Path) -> None:
+    repeats = pl.DataFrame({"text": ["one text", "One text!", "one  TEXT", "another"] * 10})
+    run = datapipe.curate(repeats, out=tmp_path, metric="random", keep=0.2, dedup="exact")
+    assert run.counts == {"kept": 1, "over_budget": 1, "duplicate": 38}
+    assert "0.2 of 2 rows to choose from are less than half a row; one is kept." in run.warnings
+
+
+def test_tokens_that_no_row_fits_into_are_refused(tmp_path: Path) -> None:
+    texts = pl.DataFrame({"text": [f"a text of quite some words, number {i}" for i in range(20)]})
+    with pytest.raises((BudgetError, StageError), match="budget of 2 tokens keeps none of 20 rows"):
+        datapipe.curate(texts, out=tmp_path, metric="random", keep_tokens=2)

@@ -126,6 +126,7 @@ SOURCES = {
     "datapipe.stages.duplicates.FindDuplicates": [
         "dedup/exact.py",
         "dedup/semantic.py",
+        "dedup/keepers.py",
         "metrics/assign.py",
         "metrics/kmeans.py",
         "metrics/knn.py",

@@ -245,11 +245,14 @@ class Wiring:
     def _duplicates(self) -> Stage:
         if self.vectors is None:
             raise ColumnError("dedup='semantic' compares vectors: name the text_column or the embedding_column")
+        if self.config.dedup_keep == "longest" and self._content != "text":
+            raise ColumnError("dedup_keep='longest' compares lengths of texts: name the text_column")
         device, bits = self._device()
         settings = DuplicatesConfig(
             vectors=self.vectors,
             content=self._content,
             threshold=self.config.dedup_threshold,
+            keep=self.config.dedup_keep,
             split=self.config.split if self.columns.split is not None else None,
             seed=self.config.seed,
         )

@@ -2,13 +2,15 @@
 
     rows without repeats of their text -> lists around k ~ sqrt(rows / 2) centroids -> pairs -> duplicates.parquet
 
-Writes row_id, kept (the row in whose place it is gone) and similarity, sorted by row_id. Of two rows the one with the
-lower row id stays: it depends on the rows alone, on no centroid. `screen` takes these rows out. Where it takes out the
-kept one too, for matching an evaluation row, what says the same as that row stays out with it.
+Writes row_id, kept (the row in whose place it is gone) and similarity, sorted by row_id. Of two rows that stays which
+comes first in the order of `keep`; with `first`, which depends on the rows alone and on no centroid, the lower row id.
+`screen` takes these rows out. Where it takes out the kept one too, for matching an evaluation row, what says the same
+as that row stays out with it. Above `exact_rows` rows the facts hold the recall of the pairs of a sample.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,11 +21,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from datapipe.pipeline import Context, StageOutput
-    from datapipe.storage.arrays import Bool, Ids
+    from datapipe.storage.arrays import Bool, Float32, Ids, Int64
+    from datapipe.storage.lists import VectorLists
     from datapipe.storage.stage import StageDir
+
+_log = logging.getLogger(__name__)
 
 DUPLICATES = "duplicates.parquet"
 EXACT_ROWS = 20_000
+RECALL_ROWS = 512
+MANY = 0.5
+"""Part of the rows that may go before a warning says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +42,8 @@ class DuplicatesConfig:
         vectors: Where the vectors are.
         content: `text`, `image` or `vector`: repeats of a text or an image file are left to the exact rule.
         threshold: Cosine from which two rows say the same.
+        keep: Which of them stays: `first`, the lowest row id; `longest`, by the characters of its text; `hardest`, the
+            furthest from the centroid of its list, as SemDeDup has it; `easiest`, the nearest to it.
         split: The part of the source that is chosen from: rows of others are nobody's repeat. None for all.
         probes: Lists that each list is compared with, >= 1.
         exact_rows: Rows up to which all pairs are compared.
@@ -43,6 +53,7 @@ class DuplicatesConfig:
     vectors: str
     content: str
     threshold: float
+    keep: str = "first"
     split: str | None = None
     probes: int = 8
     exact_rows: int = EXACT_ROWS
@@ -51,10 +62,10 @@ class DuplicatesConfig:
 
 @dataclass(frozen=True)
 class FindDuplicates(DeviceStage):
-    """Search and decide. Memory: 40 bytes a row and 20 a pair."""
+    """Search and decide. Memory: 60 bytes a row and 60 a pair."""
 
     name: ClassVar[str] = "duplicates"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     settings: DuplicatesConfig
 
@@ -94,12 +105,21 @@ class FindDuplicates(DeviceStage):
         found = semantic_duplicates(
             lists,
             near,
-            np.arange(rows),
+            self._rank(inputs["ingest"], left, lists, centroids),
             threshold=settings.threshold,
             device=self.device,
             threads=context.workers,
             tick=context.tick,
         )
+        facts = {"rows": rows, "duplicates": len(found.rows), "pairs": found.pairs, "lists": len(lists)}
+        if len(lists) > 1:
+            facts |= self._recall(lists, near)
+        if len(found.rows) > MANY * rows:
+            _log.warning(
+                "%s of %s rows say the same as another at a cosine of %g or more; %s stay. Is dedup_threshold too low "
+                "for these vectors?",
+                *(f"{len(found.rows):,}", f"{rows:,}", settings.threshold, f"{rows - len(found.rows):,}"),
+            )
         own = ids[left]
         columns = {
             "row_id": ids_to_arrow(own[found.rows]),
@@ -107,7 +127,36 @@ class FindDuplicates(DeviceStage):
             "similarity": pa.array(found.similarity),
         }
         out.write_table(DUPLICATES, pa.table(columns))
-        return [DUPLICATES], {"rows": rows, "duplicates": len(found.rows), "pairs": found.pairs, "lists": len(lists)}
+        return [DUPLICATES], facts
+
+    def _rank(self, ingest: StageOutput, left: Bool, lists: VectorLists, centroids: Float32) -> Int64:
+        """The place of each row that is left in the order in which rows are kept, int64 (rows,)."""
+        import numpy as np
+        import pyarrow.compute as pc
+
+        from datapipe.dedup.keepers import centrality, rank_of
+
+        if self.settings.keep == "first":
+            return np.arange(len(lists.rows))
+        if self.settings.keep == "longest":
+            tables = ingest.tables("rows", columns=["text"])
+            lengths = [pc.utf8_length(table["text"]).to_numpy() for table in tables]
+            return rank_of(np.concatenate(lengths)[left].astype(np.float64))
+        near = centrality(lists, centroids)
+        return rank_of(near if self.settings.keep == "easiest" else -near)
+
+    def _recall(self, lists: VectorLists, near: Int64) -> dict[str, Any]:
+        """Which part of the pairs of some rows lies in lists that are compared; None where they have no pair."""
+        import numpy as np
+
+        from datapipe.dedup.semantic import pair_recall
+
+        rows = len(lists.rows)
+        # Row ids are digests, so equal steps through their order are a random sample.
+        chosen = np.linspace(0, rows - 1, min(RECALL_ROWS, rows)).astype(np.int64)
+        sample = np.flatnonzero(np.isin(lists.rows, chosen))
+        found, every = pair_recall(lists, near, sample, threshold=self.settings.threshold)
+        return {"recall": round(found / every, 4) if every else None, "recall_pairs": every}
 
     def _own(self, ingest: StageOutput, rows: int) -> Bool:
         """Which rows are of the part that is chosen from, bool (rows,)."""

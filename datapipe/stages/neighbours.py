@@ -58,7 +58,7 @@ class ScoreNeighbours(DeviceStage):
     """Search, then score. Memory: 4 * k + 28 bytes a row, the sample of the centroids, and tiles."""
 
     name: ClassVar[str] = "score"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     settings: NeighboursConfig
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from datapipe.dedup.semantic import semantic_duplicates
+from datapipe.dedup.semantic import pair_recall, semantic_duplicates
 from datapipe.errors import ConfigError
 from datapipe.storage.lists import VectorLists, build_lists
 from datapipe.storage.vectors import codes, decode, encode
@@ -106,3 +106,38 @@ def test_a_threshold_out_of_range_is_refused(tmp_path: Path) -> None:
     lists, near = one_list(some(), tmp_path / "lists")
     with pytest.raises(ConfigError, match="0 < dedup_threshold <= 1; got 0"):
         semantic_duplicates(lists, near, np.arange(1540), threshold=0)
+
+
+def test_pairs_are_decided_alike_in_any_cut_into_lists(tmp_path: Path) -> None:
+    vectors, rank = some(), np.arange(1540)
+    similar = []
+    for count in (1, 4, 40):
+        assigned = (vectors[:, 0] * 1e4).astype(np.int64) % count  # copies have equal first numbers
+        lists = listed(vectors, np.append(assigned[:-1], count - 1), tmp_path / f"{count}")
+        near = np.tile(np.arange(len(lists)), (len(lists), 1))
+        found = semantic_duplicates(lists, near, rank, threshold=THRESHOLD)
+        similar.append((found.rows.tolist(), found.kept.tolist(), found.similarity.tobytes()))
+    assert similar[0] == similar[1] == similar[2]
+
+
+def test_zero_vectors_are_copies_of_each_other_and_near_nothing_else(tmp_path: Path) -> None:
+    vectors = np.concatenate([np.zeros((3, DIM)), some()[:5]]).astype(np.float32)
+    lists, near = one_list(vectors, tmp_path / "lists")
+    found = semantic_duplicates(lists, near, np.arange(8), threshold=1e-3)
+    assert {0, 1, 2} & set(found.rows.tolist()) == {1, 2}
+    assert found.kept[np.isin(found.rows, [1, 2])].tolist() == [0, 0]
+
+
+def test_the_recall_counts_the_pairs_of_lists_that_are_compared(tmp_path: Path) -> None:
+    vectors = some()[:1500]
+    assigned = np.arange(1500) % 3
+    lists = listed(vectors, assigned, tmp_path / "three")
+    wide = decode(encode(vectors)).astype(np.float64)
+    wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+    cosines = wide @ wide.T
+    np.fill_diagonal(cosines, 0)
+    one, other = np.nonzero(cosines[:300] >= THRESHOLD)
+    near = np.array([[0, 1], [1, 0], [2, 2]])
+    together = np.isin(assigned[one], [0, 1]) == np.isin(assigned[other], [0, 1])
+    sample = np.flatnonzero(lists.rows < 300)
+    assert pair_recall(lists, near, sample, threshold=THRESHOLD) == (int(together.sum()), len(one))

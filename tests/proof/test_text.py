@@ -52,11 +52,11 @@ def test_stacked_networks_have_the_logits_and_gradients_of_single_ones(model: st
     there = torch.arange(8) < torch.tensor([[8, 5, 3], [2, 8, 8]]).unsqueeze(-1)
     stacked = open_networks(encoder, [3, 4], classes=5)
     said = stacked.logits(ids, there)
-    said.square().sum().backward()
+    torch.autograd.backward(said.square().sum())
     for at, seed in enumerate([3, 4]):
         single = open_networks(encoder, [seed], classes=5)
         own = single.logits(ids[at : at + 1], there[at : at + 1])
-        own.square().sum().backward()
+        torch.autograd.backward(own.square().sum())
         torch.testing.assert_close(said[at], own[0], rtol=1e-4, atol=1e-4)
         for ours, theirs in zip(stacked.groups(0.0), single.groups(0.0), strict=True):
             last = zip(ours["params"], theirs["params"], strict=True)

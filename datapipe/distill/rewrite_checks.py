@@ -27,7 +27,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from functools import cache
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -83,9 +83,9 @@ _GRAM, _DISTINCT = 4, 0.6
 _MARKED = (
     re.compile(r"####\s*([-+$]?[\d.,]+)\s*$"),
     re.compile(r"\\boxed\s*\{([^{}]*)\}"),
-    re.compile(r"(?:final\s+)?answer\s+is\s*:?\s*([^\n]+)", re.IGNORECASE),
+    re.compile(r"answer\s+is\s*:?\s*(?=([^\n]+))", re.IGNORECASE),
 )
-_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?")
 _FENCE = re.compile(r"```[ \t]*([\w+-]*)[^\n]*\n(.*?)```", re.DOTALL)
 _EDGES = " \t\n.,;:!?\"'`*_()[]{}$"
 
@@ -193,12 +193,14 @@ def _holds(candidate: str, result: str) -> bool:
     return re.search(rf"(?<!\w){wanted}(?!\w)", _flat(candidate).casefold()) is not None
 
 
-def _number(text: str) -> Decimal | None:
-    try:
-        found = Decimal(text.strip().strip("$%").replace(",", "").rstrip("."))
-    except InvalidOperation:
+def _number(text: str) -> Fraction | None:
+    plain = text.strip().strip("$%").rstrip(".")
+    if _NUMBER.fullmatch(plain) is None:
         return None
-    return found if found.is_finite() else None
+    try:
+        return Fraction(*(Fraction(part) for part in plain.replace(",", "").split("/")))
+    except (ValueError, ZeroDivisionError):  # more digits than Python reads, or nothing to divide by
+        return None
 
 
 def _flat(text: str) -> str:

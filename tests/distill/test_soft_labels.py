@@ -368,8 +368,8 @@ def test_a_folder_without_a_finished_run_is_refused_and_a_locked_one_too(run: Pa
 
 
 def test_more_than_128_classes_are_stored_by_the_most_probable_unless_all_are_meant(tmp_path: Path) -> None:
-    draws = np.random.default_rng(0).normal(size=(600, 16)).astype(np.float32)
-    source = pl.DataFrame({"v": draws.tolist(), "label_name": [str(each % 150) for each in range(600)]})
+    draws = np.random.default_rng(0).normal(size=(450, 16)).astype(np.float32)
+    source = pl.DataFrame({"v": draws.tolist(), "label_name": [str(each % 150) for each in range(450)]})
     columns: dict[str, Any] = {"embedding_column": "v", "label_column": "label_name"}
     datapipe.curate(source, out=tmp_path / "run", keep=0.5, metric="random", **columns)
     header = teach(tmp_path / "run").store().header

@@ -151,6 +151,21 @@ SOURCES = {
         "storage/lists.py",
     ],
     "datapipe.stages.select.Select": ["selection/*.py", "selection/evidence.json", "storage/order.py"],
+    "datapipe.stages.teach.TeachRows": [
+        *(f"distill/{name}.py" for name in ("byproducts", "codec", "labels", "layout", "packing", "teachers")),
+        *("proxies/adamw.py", "proxies/heads.py", "stages/proxy.py", "storage/order.py"),
+        *(f"workers/tasks/{name}.py" for name in ("classify", "image")),
+        *("workers/pack.py", "workers/course.py"),
+    ],
+    "datapipe.stages.teach_tokens.TeachTokens": [
+        *(f"distill/{name}.py" for name in ("codec", "layout", "packing", "teachers")),
+        *(f"workers/tasks/{name}.py" for name in ("causal", "teach")),
+        *("stages/teach.py", "workers/encoders/causal.py", "workers/pack.py", "workers/course.py"),
+    ],
+    "datapipe.stages.soft_labels.WriteSoftLabels": [
+        *(f"distill/{name}.py" for name in ("byproducts", "layout", "packing", "writer")),
+        "storage/sort.py",
+    ],
     "datapipe.stages.export.Export": ["storage/export.py", "storage/parquet.py"],
     "datapipe.stages.report.Report": [
         *(f"report/{name}.py" for name in ("examples", "facts", "map2d", "markup", "measure", "page", "plots")),

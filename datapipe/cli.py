@@ -72,6 +72,13 @@ def curate(
     id_column: Annotated[str | None, Option(help="Unique names of the rows; default: ids from the content.")] = None,
     split_column: Annotated[str | None, Option(help="Parts of the source; only --split is chosen from.")] = None,
     split: Annotated[str | None, Option(help="The part to choose from; default train.")] = None,
+    leaks: Annotated[
+        str | None,
+        Option(
+            help="Rows of --split that go out for a row of another part: exact (default) those that are equal; near "
+            "also those that quote one or, with vectors, say the same."
+        ),
+    ] = None,
     dedup: Annotated[
         str | None, Option(help="none; exact: repeats of a text or an image go; semantic: and rows that say the same.")
     ] = None,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Strategy = Literal["auto", "hard", "easy", "random", "strata"]
 DedupMode = Literal["none", "exact", "semantic"]
+LeakRule = Literal["exact", "near"]
 DedupKeep = Literal["first", "longest", "hardest", "easiest"]
 MetricName = Literal[
     "prototypes",
@@ -67,6 +68,7 @@ class CurateOptions(TypedDict, total=False):
     id_column: str | None
     split_column: str | None
     split: str
+    leaks: LeakRule
     dedup: DedupMode
     dedup_threshold: float
     dedup_keep: DedupKeep
@@ -111,6 +113,9 @@ class CurateConfig:
         id_column: Column whose values name the rows; must be unique. Default: row ids come from the rows' content.
         split_column: Parts of the source (train, test, ...); rows of another part than `split` are not chosen from.
         split: The part to choose from.
+        leaks: Which rows of that part go out for a row of another part, with the reason `leak`: `exact` those that are
+            equal; `near` also those that quote one, and, where the run has vectors, those whose cosine with one is at
+            least `protect_threshold`.
         dedup: `exact` takes out all but one of the rows whose normalised text, or image file, is equal; `semantic`
             those, and all but one of the rows whose vectors say the same.
         dedup_threshold: Cosine from which two rows say the same, 0 < threshold <= 1.
@@ -150,6 +155,7 @@ class CurateConfig:
     id_column: str | None = None
     split_column: str | None = None
     split: str = "train"
+    leaks: LeakRule = "exact"
     dedup: DedupMode = "none"
     dedup_threshold: float = 0.95
     dedup_keep: DedupKeep = "first"
@@ -176,6 +182,9 @@ class CurateConfig:
         _one_of("metric", self.metric, get_args(MetricName))
         _one_of("strategy", self.strategy, get_args(Strategy))
         _one_of("dedup", self.dedup, get_args(DedupMode))
+        _one_of("leaks", self.leaks, get_args(LeakRule))
+        if self.leaks != "exact" and self.split_column is None:
+            raise ConfigError("leaks='near' compares the parts of a source: name their column with split_column")
         _one_of("dedup_keep", self.dedup_keep, get_args(DedupKeep))
         if self.dedup_keep != "first" and self.dedup != "semantic":
             raise ConfigError("dedup_keep says which of two rows that say the same stays: it needs dedup='semantic'")

@@ -263,7 +263,12 @@ class Wiring:
         content = self._content
         split = config.split if self.columns.split is not None else None
         if config.protect is None:
-            return Screen(ScreenConfig(dedup=config.dedup, content=content, split=split), None, None)
+            near = split is not None and config.leaks == "near"
+            threshold = config.protect_threshold if near else 1.0
+            settings = ScreenConfig(
+                dedup=config.dedup, threshold=threshold, content=content, split=split, leaks=config.leaks
+            )
+            return Screen(settings, self.vectors if near else None, None)
         evaluation = _Evaluation(self)
         settings = ScreenConfig(
             dedup=config.dedup,
@@ -271,6 +276,7 @@ class Wiring:
             threshold=config.protect_threshold,
             content=content,
             split=split,
+            leaks=config.leaks,
         )
         models = (self.embedder.digest,) if self.embeds else ()
         return Screen(settings, self.vectors, evaluation.load, models)

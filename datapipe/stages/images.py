@@ -75,4 +75,4 @@ def load_evaluation_images(files: ImageFiles, embedder: Embedder | None) -> Eval
             images = [files.read(value, file=batch.file) for value in column.to_pylist()]
             vectors.append(embed_images(embedder.worker(), images, model=embedder.name, batch=embedder.batch))
     found = np.frombuffer(b"".join(keys), ">u8").astype(np.uint64).reshape(-1, 2)
-    return EvaluationSet(texts=None, vectors=np.concatenate(vectors) if vectors else None, images=found)
+    return EvaluationSet(texts=None, vectors=np.concatenate(vectors) if vectors else None, keys=found)

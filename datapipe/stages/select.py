@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SELECTION = "selection.parquet"
 UNSCORED = "unscored"
-EXCLUSIONS = ("protected", "duplicate", "other_split", UNSCORED)
+EXCLUSIONS = ("protected", "leak", "duplicate", "other_split", UNSCORED)
 READ_ROWS = 65_536
 _UNSCORED = EXCLUSIONS.index(UNSCORED)
 

@@ -162,7 +162,7 @@ def test_images_saved_again_are_repeats_by_their_vectors(tmp_path: Path, model: 
 def test_an_image_of_another_split_is_not_trained_on(tmp_path: Path, model: str) -> None:
     source = frame([*IMAGES, *IMAGES[:5]], part=["train"] * 60 + ["test"] * 5)
     result = curate(source, tmp_path / "run", model, split_column="part", keep=1.0)
-    assert result.counts == {"kept": 55, "other_split": 5, "protected": 5}
+    assert result.counts == {"kept": 55, "other_split": 5, "leak": 5}
     assert kept(tmp_path / "run") == list(range(5, 60))
 
 

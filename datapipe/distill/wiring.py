@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from datapipe.distill.header import DENSE_CLASSES, SoftLabelHeader, Teacher
 from datapipe.distill.labels import read_label_map
 from datapipe.distill.teachers import HEAD, ClassifierTeacher, HeadSettings, HeadTeacher, open_worker, shown_name
-from datapipe.errors import ColumnError, ConfigError
+from datapipe.errors import ColumnError, ConfigError, SoftLabelError
 from datapipe.pipeline import StageOutput
 from datapipe.stages.proxy import RowInputs, class_names
 from datapipe.stages.teach import TeachConfig, TeachRows
@@ -321,6 +321,11 @@ class Lesson:
             teachers.append(taught)
         self._teachers = tuple(teachers)
         classes = names or []
+        if len(classes) < 2:  # noqa: PLR2004 - one class needs no teacher
+            raise SoftLabelError(
+                f"a teacher tells classes apart, and {self.folder} has {len(classes)}, {classes}: was it given the "
+                "right label column?"
+            )
         about = {"content": self._content, "teachers": [teacher.digest for teacher in teachers]}
         return SoftLabelHeader(
             level="row",

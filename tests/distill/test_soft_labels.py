@@ -271,6 +271,12 @@ def test_a_run_that_embeds_nothing_has_no_head(tmp_path: Path) -> None:
         teach(tmp_path / "run")
 
 
+def test_a_run_of_one_class_has_nothing_to_teach(tmp_path: Path) -> None:
+    curate(tmp_path / "run", source=ROWS.with_columns(label_name=pl.lit("card")))
+    with pytest.raises(SoftLabelError, match=r"tells classes apart, and .* has 1, \['card'\]"):
+        teach(tmp_path / "run")
+
+
 def test_a_run_of_vectors_alone_is_taught_by_its_head_and_by_no_classifier(tmp_path: Path, classifier: Path) -> None:
     draws = np.random.default_rng(0).normal(size=(120, 8)).astype(np.float32)
     draws[:60, 0] += 3

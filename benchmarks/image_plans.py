@@ -36,8 +36,10 @@ ATTEMPTS = {"elfs_network": "clusters"}
 """A further one, in a table of its own: AUM of the network itself, trained on cluster labels as in ELFS."""
 BY_VECTORS = ("prototypes_hard", "prototypes_easy", "default_label_free")
 """Methods that read vectors and no labels: their strata are never classes, and each encoder has its rows."""
-SUPERVISED = ("el2n", "ccs", "dual", "default_labels")
 METHODS = (*PRESETS, *OURS)
+EARLIER = ("dual_by_rank",)
+"""Methods that are measured no more: DUAL with its density at the place of a row by rank, not the mean probability."""
+SUPERVISED = ("el2n", "ccs", "dual", *EARLIER, "default_labels")
 
 FEW = 0.1
 """Fractions up to here have their windows looked for over the whole range."""
@@ -61,22 +63,29 @@ class Setting:
         score: The score that the plan reads.
         plan: What the engine does with it.
         group: What its groups are, `label` or `cluster`, for strata "group".
+        place: The score at which a Beta density is taken.
     """
 
     score: str
     plan: Plan
     group: str | None = None
+    place: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
+        """As plain values; a place only where there is one."""
+        return {name: value for name, value in asdict(self).items() if name != "place" or value is not None}
+
+    @property
+    def reads(self) -> set[str]:
+        """The scores that it needs."""
+        return {self.score} if self.place is None else {self.score, self.place}
 
 
 def setting_from(values: Mapping[str, Any]) -> Setting:
     """Read back what `as_dict` gave, also from JSON."""
     plan = dict(values["plan"])
     plan["beta"] = tuple(plan["beta"]) if plan["beta"] else None
-    return Setting(score=values["score"], plan=Plan(**plan), group=values["group"])
+    return Setting(score=values["score"], plan=Plan(**plan), group=values["group"], place=values.get("place"))
 
 
 def setting_of(method: str, fraction: float, ours: Mapping[str, Mapping[str, Any]]) -> Setting:
@@ -93,7 +102,7 @@ def setting_of(method: str, fraction: float, ours: Mapping[str, Mapping[str, Any
     name, score = PRESETS[method]
     groups = () if method in BY_VECTORS else ("label",)
     plan, group = get_preset(name).settings(fraction, groups=groups)
-    return Setting(score=score, plan=plan, group=group)
+    return Setting(score=score, plan=plan, group=group, place=get_preset(name).place)
 
 
 def candidates(fraction: float, choice: str) -> dict[str, Setting]:
@@ -156,7 +165,8 @@ def chosen(
     ids = np.stack([np.zeros(len(own), np.uint64), np.arange(len(own), dtype=np.uint64)], 1)
     codes = groups[setting.group] if setting.group is not None else None
     names = [str(each) for each in range(int(codes.max()) + 1)] if codes is not None else []
-    batch = ScoreBatch(ids=ids, scores=own, groups=codes)
+    places = scores[setting.place] if setting.place is not None else None
+    batch = ScoreBatch(ids=ids, scores=own, groups=codes, places=places)
     with (
         tempfile.TemporaryDirectory() as scratch,
         select(

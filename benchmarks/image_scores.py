@@ -3,7 +3,8 @@
     images, labels -> trainings, watched -> el2n, aum, dual, forgetting        vectors -> prototypes, knn_density, ...
 
 Each score is one file of float32 (rows,) in the order of the rows, higher is harder, beside `seconds.json`. Metrics are
-those of `datapipe.metrics` and `datapipe.proxies`, on the host, whatever threads there are.
+those of `datapipe.metrics` and `datapipe.proxies`, on the host, whatever threads there are. (`mean_probability` is no
+difficulty, but where DUAL takes its density.)
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 ROUNDS = 30
 COURSE_SEED = 1000
-COURSES = ("el2n", "aum", "dual", "forgetting")
+COURSES = ("el2n", "aum", "dual", "forgetting", "mean_probability")
 VECTOR_SCORES = ("prototypes", "pseudo_label_aum", "knn_density", "coverage")
 NEIGHBOURS = 10
 

@@ -12,7 +12,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import common
-from benchmarks.image_plans import BY_VECTORS, METHODS, SUPERVISED, candidates, choice_seeds
+from benchmarks.image_plans import BY_VECTORS, EARLIER, METHODS, SUPERVISED, candidates, choice_seeds
 from datapipe.proof.statistics import compare_unpaired, interval
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def gaps(rows: list[Row]) -> list[Row]:
 
 
 def _by_method(rows: list[Row], of: str = "accuracy") -> dict[tuple[str, str, str], dict[float, list[float]]]:
-    order = {method: place for place, method in enumerate((*METHODS, "full"))}
+    order = {method: place for place, method in enumerate((*METHODS, *EARLIER, "full"))}
     found: dict[tuple[str, str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in sorted(rows, key=lambda row: (row["dataset"], row["encoder"], order[row["method"]], row["seed"])):
         found[row["dataset"], row["encoder"], row["method"]][row["fraction"]].append(row[of])

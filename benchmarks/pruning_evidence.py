@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import RESULTS, record, rows
-from benchmarks.image_plans import OURS, Setting
+from benchmarks.image_plans import EARLIER, OURS, Setting
 from datapipe.advisor.record import evidence_from
 from datapipe.selection.evidence import PUBLISHED
 from datapipe.selection.presets import get_preset
@@ -31,8 +31,7 @@ VALIDATION = "own benchmark, pruning_images on validation images"
 CLASSES = {"trec6": 6, "banking77": 77}
 SIZES = {"cifar10": (50_000, 10), "fashion_mnist": (60_000, 10)}
 """Training rows and classes of the sets of images."""
-BY_RANK = "dual_by_rank"
-"""DUAL with its density at the place of a row by rank, in place of the mean probability of its label."""
+(BY_RANK,) = EARLIER
 TEXT: dict[str, dict[tuple[str, str], tuple[float, ...]]] = {
     "random": {("random", ""): (0.1, 0.3)},
     "ccs": {("ccs", "aum"): (0.1, 0.3)},
@@ -107,7 +106,7 @@ def called(row: Row) -> str:
     name: str = row["method"]
     if name in OURS and row["setting"] != _setting(name, row["fraction"], row["setting"]["score"]):
         return f"{row['setting']['score']}_window"
-    return BY_RANK if name == "dual" and not row["setting"].get("place") else name
+    return name
 
 
 def _tried() -> list[Row]:

@@ -179,16 +179,24 @@ def tune(options: argparse.Namespace) -> None:
 
 
 def courses(options: argparse.Namespace) -> None:
-    """Scores of short trainings, of all training images and of those without the validation images."""
+    """Scores of short trainings, of all training images and of those without the validation images.
+
+    Scores that are there stay, for settings and rows rest on them.
+    """
     images, labels, held = opened(options)
     part, _ = parts_of(held)
     for name, rows in (("train", np.flatnonzero(~held)), ("part", part)):
+        folder = options.work / "scores" / name
+        lacking = [each for each in image_scores.COURSES if not (folder / f"{each}.npy").is_file()]
+        if not lacking or time.perf_counter() > options.deadline:
+            continue
         started = time.perf_counter()
         data = (images, labels, rows, np.flatnonzero(held))
         trainer = trainer_of(options, data, recipe_of(options), lanes=1)
         found = image_scores.courses(trainer, labels[rows], trainings=COURSES)
+        found = {each: found[each] for each in lacking}
         seconds = dict.fromkeys(found, time.perf_counter() - started)
-        image_scores.save(options.work / "scores" / name, found, seconds)
+        image_scores.save(folder, found, seconds)
 
 
 def cluster_courses(options: argparse.Namespace) -> None:
@@ -284,6 +292,8 @@ def run(options: argparse.Namespace) -> None:
                 if (choice := (OURS | ATTEMPTS).get(method)) and str(fraction) not in ours.get(choice, {}):
                     continue
                 setting = setting_of(method, fraction, ours) if fraction < 1 else None
+                if setting is not None and not setting.reads <= set(found):
+                    continue
                 config = {
                     "dataset": name_of(options),
                     "encoder": options.encoder,

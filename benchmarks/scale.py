@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -27,6 +28,9 @@ from benchmarks.common import Row, peak_memory, record, table
 from benchmarks.vectors import Rows, embedded
 from datapipe.storage.parquet import open_writer, write_table
 from datapipe.storage.vectors import encode, vector_field
+
+if TYPE_CHECKING:
+    from datapipe.config import MetricName
 
 FILE_ROWS = 1_000_000
 BATCH_ROWS = 65_536
@@ -58,7 +62,7 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def curate(out: str, files: list[str], metric: str) -> None:
+def curate(out: str, files: list[str], metric: MetricName) -> None:
     """Curate in this process and print its timings and peak memory."""
     import datapipe
 

@@ -42,19 +42,27 @@ def texts(path: Path | None) -> list[str]:
     return sorted({text for table in tables for text in table.to_pylist() if text and text.strip()})
 
 
-def embedded(path: Path | None, kept: Path) -> Float32:
-    """Vectors of the texts, float32 (texts, 384), unit length: read from `kept`, or made and written there."""
-    if not kept.exists():
-        from datapipe.embedding.text import embed_texts
-        from datapipe.stages.embedder import Embedder
+def embedded_texts(texts_: list[str]) -> Float32:
+    """Vectors of texts by the embedded model, float32 (texts, 384), unit length."""
+    from datapipe.embedding.text import embed_texts
+    from datapipe.stages.embedder import Embedder
 
-        model = Embedder("default", device="cpu")
-        found, all_texts = [], texts(path)
-        for start in range(0, len(all_texts), _BATCH):
-            part = all_texts[start : start + _BATCH]
-            found.append(embed_texts(model.worker(), part, model=model.name).vectors)
-        np.save(kept, np.concatenate(found))
+    model = Embedder("default", device="cpu")
+    parts = [texts_[start : start + _BATCH] for start in range(0, len(texts_), _BATCH)]
+    return np.concatenate([embed_texts(model.worker(), part, model=model.name).vectors for part in parts])
+
+
+def embedded(path: Path | None, kept: Path) -> Float32:
+    """Vectors of the texts: read from `kept`, or made and written there."""
+    if not kept.exists():
+        np.save(kept, embedded_texts(texts(path)))
     vectors: Float32 = np.load(kept)
+    return vectors
+
+
+def floats(bits: NDArray[np.uint16]) -> Float32:
+    """The numbers with these bits, float32 of the same shape."""
+    vectors: Float32 = (bits.astype("<u4") << np.uint32(16)).view("<f4")
     return vectors
 
 

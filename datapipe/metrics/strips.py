@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from datapipe.storage.arrays import Float32, Float64, Int64
 
-_AT_ONCE = 1 << 20  # rows looked at in one step
+_AT_ONCE = 1 << 18  # rows looked at in one step
+_ROW = np.uint64(0xFFFFFFFF)
 _SIGN = np.uint16(0x8000)
 _LEAST, _MOST = 0x0080, 0xFF80  # keys of finite numbers, _LEAST <= key < _MOST
 
@@ -46,7 +47,7 @@ class Strips:
     """Rows of a plane, ready to be searched. Time rows; memory 40 bytes a row.
 
     Args:
-        x: `ordered` keys of the first numbers, uint16 (rows,); rows >= 1.
+        x: `ordered` keys of the first numbers, uint16 (rows,); 1 <= rows <= 2^32.
         y: Of the second.
         most: Neighbours that will be asked for at most, >= 1.
     """
@@ -63,7 +64,8 @@ class Strips:
         rows = np.argsort(x, kind="stable")
         rows = rows[np.argsort(y[rows], kind="stable")]
         rows = rows[np.argsort(strip_of[x[rows]], kind="stable")]
-        self._rows = rows = rows[_lowest(x[rows], y[rows], most)]
+        rows = rows[_lowest(x[rows], y[rows], most)]
+        self._rows = rows.astype(np.uint64)
         x, y = x[rows], y[rows]
         self._x, self._y = value_of(x).astype(np.float64), value_of(y).astype(np.float64)
         self._code = (strip_of[x].astype(np.int64) << 16) | y
@@ -74,34 +76,44 @@ class Strips:
     def nearest(self, points: Float64, count: int) -> tuple[Int64, Float64]:
         """The `count` rows nearest to each point, nearest first, int64, and their distances, float64 (points, count).
 
-        Ties go to the lower row.
+        Distances are compared as float32; ties go to the lower row.
 
         Args:
             points: float64 (points, 2).
             count: 1 <= count <= rows, and at most `most`.
         """
-        found, distances = np.empty((len(points), count), np.int64), np.empty((len(points), count))
+        best = np.empty((len(points), count), np.uint64)
         query, begin, end = self._spans(points, self._reach(points, count))
+        found = np.bincount(query, end - begin, minlength=len(points)).astype(np.int64)
         pairs = np.searchsorted(query, np.arange(len(points) + 1))
-        seen = np.append(0, np.cumsum(end - begin))[pairs]
+        order = np.argsort(found, kind="stable")
         start = 0
-        while start < len(points):
-            stop = max(int(np.searchsorted(seen, seen[start] + _AT_ONCE, side="right")) - 1, start + 1)
-            span = slice(int(pairs[start]), int(pairs[stop]))
-            owner, places = _within(begin[span], end[span])
-            owner = query[span][owner]
-            apart = np.abs(self._x[places] - points[owner, 0]) + np.abs(self._y[places] - points[owner, 1])
-            order = np.lexsort((self._rows[places], apart, owner))
-            best = order[(seen[start:stop] - seen[start])[:, None] + np.arange(count)]
-            found[start:stop], distances[start:stop] = self._rows[places[best]], apart[best]
+        while start < len(order):
+            # Each point takes the room of the last, which has the most rows.
+            room_of = found[order[start:]] * np.arange(1, len(order) - start + 1)
+            stop = start + max(int(np.searchsorted(room_of, _AT_ONCE, side="right")), 1)
+            some = order[start:stop]
+            spans = _within(pairs[some], pairs[some + 1])[1]
+            owner, places = _within(begin[spans], end[spans])
+            keys = self._keys(places, points[query[spans][owner]])
+            room = np.full((len(some), int(found[some[-1]])), np.iinfo(np.uint64).max)
+            room[np.arange(room.shape[1]) < found[some, None]] = keys
+            best[some] = room.min(axis=1, keepdims=True) if count == 1 else np.sort(room, axis=1)[:, :count]
             start = stop
-        return found, distances
+        return (best & _ROW).astype(np.int64), _distance_of(best)
+
+    def _keys(self, places: Int64, points: Float64) -> NDArray[np.uint64]:
+        """The distance of a place to a point, and below it the row, as one number that sorts by both."""
+        apart = np.abs(self._x[places] - points[:, 0]) + np.abs(self._y[places] - points[:, 1])
+        high = apart.astype("<f4").view("<u4").astype(np.uint64)
+        keys: NDArray[np.uint64] = (high << np.uint64(32)) | self._rows[places]
+        return keys
 
     def _reach(self, points: Float64, count: int) -> Float64:
         """A distance within which each point has `count` rows: that of the last of some rows around it."""
         own = np.maximum(np.searchsorted(self._low, points[:, 0], side="right") - 1, 0)
         height = np.searchsorted(_VALUES, points[:, 1]) + _LEAST
-        width = 2 * count + 6
+        width = count + 2
         apart = []
         for strip in (own - 1, own, own + 1):
             low, end = self._bounds(strip, 0), self._bounds(strip, _MOST)
@@ -116,8 +128,8 @@ class Strips:
 
     def _spans(self, points: Float64, reach: Float64) -> tuple[Int64, Int64, Int64]:
         """Ranges of places that hold all rows within reach: the point of each, ascending, its begin and its end."""
-        # A little further, as the distance to a row is a rounded sum.
-        reach = reach + 1e-12 * (np.abs(points).sum(axis=1) + reach)
+        # A little further: distances are rounded sums, and equal as float32 within 2^-23 of themselves.
+        reach = reach * (1 + 2.0**-22) + 1e-12 * np.abs(points).sum(axis=1) + 1e-44
         first = np.searchsorted(self._high, points[:, 0] - reach)
         last = np.searchsorted(self._low, points[:, 0] + reach, side="right")
         query, strip = _within(first, last)
@@ -130,6 +142,10 @@ class Strips:
     def _bounds(self, strip: Int64, key: Int64 | int) -> Int64:
         """The first place of each strip whose second number has this key or a greater one."""
         return np.searchsorted(self._code, (strip << 16) | key).astype(np.int64)
+
+
+def _distance_of(keys: NDArray[np.uint64]) -> Float64:
+    return (keys >> np.uint64(32)).astype("<u4").view("<f4").astype(np.float64)
 
 
 def _lowest(x: NDArray[np.uint16], y: NDArray[np.uint16], most: int) -> Int64:

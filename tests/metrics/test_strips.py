@@ -15,9 +15,10 @@ BITS = st.integers(0, 0xFFFF).filter(lambda bits: bits & 0x7F80 != 0x7F80)
 
 
 def everywhere(x: np.ndarray, y: np.ndarray, points: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same from all distances, stable in the order of rows."""
+    """The same from all distances, as float32, stable in the order of rows."""
     apart = np.abs(value_of(x).astype(np.float64) - points[:, :1])
     apart = apart + np.abs(value_of(y).astype(np.float64) - points[:, 1:])
+    apart = apart.astype(np.float32).astype(np.float64)
     rows = np.argsort(apart, axis=1, kind="stable")[:, :count]
     return rows, np.take_along_axis(apart, rows, axis=1)
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import text_tables
 from benchmarks.common import finished, record
-from benchmarks.text_sets import ENCODER, FRACTIONS, METHODS, TextSet, setting_of
+from benchmarks.text_sets import ENCODER, FRACTIONS, METHODS, TextSet, told_setting
+from datapipe.storage.digest import digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +40,7 @@ def main() -> None:
     deadline = time.perf_counter() + options.limit_seconds
     for file in options.files:
         _measure(TextSet.read(file), [float(each) for each in options.fractions.split(",")], deadline)
-    text_tables.write(NAME)
+    text_tables.write(NAME, current=_is_current)
 
 
 def _measure(texts: TextSet, fractions: list[float], deadline: float) -> None:
@@ -59,8 +60,13 @@ def _config(dataset: str, method: str, fraction: float, seed: int) -> dict[str, 
     found = {"dataset": dataset, "encoder": ENCODER, "model": "linear head", "fraction": fraction, "method": method}
     found |= {"seed": seed, "steps": STEPS, "batch_rows": BATCH_ROWS}
     if method in METHODS:
-        found["setting"] = setting_of(method, fraction).as_dict()
+        found["setting"] = told_setting(method, fraction)
     return found
+
+
+def _is_current(row: dict[str, Any]) -> bool:
+    """Whether a row is of the settings that the presets have now."""
+    return bool(row["digest"] == digest_of(_config(row["dataset"], row["method"], row["fraction"], row["seed"])))
 
 
 def _cost(texts: TextSet, method: str, seed: int) -> float:

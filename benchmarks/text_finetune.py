@@ -76,14 +76,14 @@ def main() -> None:
 
 def plan(options: argparse.Namespace) -> None:
     """Write what each method keeps of each set, and the set."""
-    from benchmarks.text_sets import TextSet, setting_of
+    from benchmarks.text_sets import TextSet, told_setting
 
     for file in options.files:
         texts = TextSet.read(file)
         settings = {}
         found: dict[str, Any] = {"labels": texts.labels, "train": texts.train, "test": texts.test}
         for method, fraction in ((m, f) for m in METHODS for f in FRACTIONS):
-            settings[f"{method} {fraction}"] = setting_of(method, fraction).as_dict()
+            settings[f"{method} {fraction}"] = told_setting(method, fraction)
             for seed in range(SEEDS):
                 chosen = np.zeros(len(texts.labels), np.bool_)
                 chosen[texts.kept(method, fraction, seed)] = True

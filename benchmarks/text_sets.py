@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.image_plans import BY_VECTORS, FRACTIONS, PRESETS, Setting, chosen
+from benchmarks.image_plans import BY_VECTORS, FRACTIONS, PRESETS, Setting
 
 if TYPE_CHECKING:
     from datapipe.config import MetricName
-    from datapipe.storage.arrays import Float32, Int32, Int64
+    from datapipe.storage.arrays import Float32, Int64
 
-__all__ = ["ENCODER", "FRACTIONS", "METHODS", "TextSet", "setting_of"]
+__all__ = ["ENCODER", "FRACTIONS", "METHODS", "TextSet", "told_setting"]
 
 ENCODER = "all-MiniLM-L6-v2"
 CACHE = Path("/tmp") / "secateur-pruning-text"  # noqa: S108 - made again where it is lost
@@ -36,6 +36,8 @@ METHODS = PRESETS | {
 DYNAMICS: tuple[MetricName, ...] = ("el2n", "aum", "dual")
 """Scores that one course of trainings gives: each costs the whole of it."""
 SCORES: tuple[MetricName, ...] = (*DYNAMICS, "prototypes", "pseudo_label_aum")
+PLACE = "mean_probability"
+"""Comes with dual: that at which its density is taken."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,20 +94,52 @@ class TextSet:
     def scores(self, seed: int) -> tuple[dict[str, Float32], dict[str, float]]:
         """Scores of the training rows with this seed, float32 (training rows,) each, and seconds that they took."""
         file = CACHE / f"{self.name}-scores-{seed}.npz"
-        if not file.exists():
-            np.savez(file, **self._scored(seed))
-        with np.load(file) as known:
-            seconds: dict[str, float] = {name: float(known[f"{name} seconds"]) for name in SCORES}
-            return {name: known[name] for name in SCORES}, seconds
+        known: dict[str, Any] = {}
+        if file.exists():
+            with np.load(file) as found:
+                known = dict(found)
+        missing = [name for name in SCORES if name not in known or (name == "dual" and PLACE not in known)]
+        if missing:
+            known |= self._scored(seed, missing)
+            np.savez(file, **known)
+        course = sum(float(known[f"{name} seconds"]) for name in DYNAMICS)
+        seconds: dict[str, float] = {name: float(known[f"{name} seconds"]) for name in SCORES}
+        seconds |= dict.fromkeys(DYNAMICS, course)
+        return {name: known[name] for name in (*SCORES, PLACE)}, seconds
 
     def kept(self, method: str, fraction: float, seed: int) -> Int64:
-        """Places of the training rows that a method keeps, ascending."""
-        groups: dict[str, Int32] = {"label": self.labels[self.train].astype(np.int32)}
-        setting = setting_of(method, fraction)
-        found: Int64 = self.train[chosen(setting, self.scores(seed)[0], groups, fraction=fraction, seed=seed)]
-        return found
+        """Places of the training rows that a method keeps, ascending; ties and random orders by the seed's hashes."""
+        from datapipe.selection.budget import Budget
+        from datapipe.selection.engine import select
+        from datapipe.selection.result import ScoreBatch
 
-    def _scored(self, seed: int) -> dict[str, Any]:
+        setting, scores = _setting_of(method, fraction), self.scores(seed)[0]
+        labels = self.labels[self.train].astype(np.int32)
+        place = _place(method)
+        count = len(self.train)
+        batch = ScoreBatch(
+            ids=np.stack([np.zeros(count, np.uint64), np.arange(count, dtype=np.uint64)], 1),
+            scores=scores[setting.score],
+            groups=labels if setting.group is not None else None,
+            places=scores[place] if place is not None else None,
+        )
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            select(
+                lambda: iter([batch]),
+                setting.plan,
+                Budget(fraction=fraction),
+                seed=seed,
+                scratch=Path(scratch),
+                groups=[str(each) for each in range(self.classes)] if setting.group is not None else [],
+                placed=place is not None,
+            ) as found,
+        ):
+            chosen = np.concatenate([part["kept"].to_numpy() for part in found])
+        kept: Int64 = self.train[np.flatnonzero(chosen)]
+        return kept
+
+    def _scored(self, seed: int, names: list[MetricName]) -> dict[str, Any]:
         import polars as pl
 
         from datapipe.curation import Curation
@@ -115,19 +149,20 @@ class TextSet:
         found: dict[str, Any] = {}
         with tempfile.TemporaryDirectory() as folder:
             columns = {"embedding_column": "vector", "label_column": "label"}
-            for name in SCORES:
+            for name in names:
                 run = Curation(frame, out=folder, metric=name, seed=seed, **columns)  # type: ignore[arg-type]
                 ingested, started = run.outputs(until="ingest")["ingest"], time.perf_counter()
-                tables = run.outputs(until="score")["score"].tables(columns=[name])
-                values = np.full(len(self.train), np.nan, np.float32)
-                for place, table in zip(ingested.tables("places", columns=["row"]), tables, strict=True):
-                    values[place["row"].to_numpy() - 1] = table[name].to_numpy()
-                found[name], found[f"{name} seconds"] = values, time.perf_counter() - started
-        course = sum(found[f"{name} seconds"] for name in DYNAMICS)
-        return found | {f"{name} seconds": course for name in DYNAMICS}
+                wanted = [name, PLACE] if name == "dual" else [name]
+                tables = list(run.outputs(until="score")["score"].tables(columns=wanted))
+                found[f"{name} seconds"] = time.perf_counter() - started
+                rows = np.concatenate([place["row"].to_numpy() for place in ingested.tables("places", columns=["row"])])
+                for each in wanted:
+                    found[each] = np.full(len(self.train), np.nan, np.float32)
+                    found[each][rows - 1] = np.concatenate([table[each].to_numpy() for table in tables])
+        return found
 
 
-def setting_of(method: str, fraction: float) -> Setting:
+def _setting_of(method: str, fraction: float) -> Setting:
     """How a method of `METHODS` chooses at a fraction; those that read vectors alone have no strata of classes."""
     from datapipe.selection.presets import get_preset
 
@@ -135,3 +170,16 @@ def setting_of(method: str, fraction: float) -> Setting:
     groups = () if method in BY_VECTORS else ("label",)
     plan, group = get_preset(preset).settings(fraction, groups=groups)  # type: ignore[arg-type]
     return Setting(score=score, plan=plan, group=group)
+
+
+def told_setting(method: str, fraction: float) -> dict[str, Any]:
+    """How a method chooses at a fraction, as plain values."""
+    place = _place(method)
+    return _setting_of(method, fraction).as_dict() | ({"place": place} if place is not None else {})
+
+
+def _place(method: str) -> str | None:
+    """Column beside the score at which a method takes its density."""
+    from datapipe.selection.presets import get_preset
+
+    return get_preset(METHODS[method][0]).place

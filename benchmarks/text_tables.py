@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import common
 from benchmarks.image_tables import gaps, means
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-def write(name: str) -> None:
+
+def write(name: str, *, current: Callable[[dict[str, Any]], bool] = bool) -> None:
     """Write means of accuracy and of the worst class, and each method against random, with 95 % intervals; print them.
 
     Args:
         name: Of the benchmark, whose rows have dataset, encoder, fraction, method, seed, accuracy and worst_class.
+        current: Which rows count; the others are of settings that are no more, and go.
     """
-    rows = common.rows(name)
+    rows = [row for row in common.rows(name) if current(row)]
+    _write(name, rows)
     tables = {
         f"{name}_means": means(rows),
         f"{name}_worst": means([{**row, "accuracy": row["worst_class"]} for row in rows]),

@@ -2,7 +2,7 @@
 
     pictures -> speed -> tune -> settle   recipes for random rows alone, on validation images
     pictures -> courses, vectors -> scores, cluster_courses -> choose -> settle   settings of our defaults, likewise
-    scores, recipes, settings -> run -> merge   trainings on the test split, once
+    scores, recipes, settings -> run -> merge   trainings on the test split, once; analyse: why they differ
 
 Run: python -m benchmarks.pruning_images STAGE --work FOLDER [--file FILE.parquet] [--shard 0/2] ... Each stage reads
 what the ones before left in the folder. `--shard i/n` takes every n-th training, so that n processes, one a GPU, share
@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks import image_scores, image_tables
+from benchmarks import image_analysis, image_scores, image_tables
+from benchmarks.common import record, table
 from benchmarks.image_plans import (
     ATTEMPTS,
     BY_VECTORS,
@@ -311,6 +312,23 @@ def run(options: argparse.Namespace) -> None:
         measure(name, tasks, recipe, options, (images, labels, train, test))
 
 
+def analyse(options: argparse.Namespace) -> None:
+    """Compare clusters, scores and cuts of all encoders with the true labels, on the host."""
+    _, labels, held = opened(options, images=False)
+    labels = labels[~held]
+    folder = options.work / "scores" / "train"
+    ours = json.loads((options.work / "settings.json").read_text(encoding="utf-8"))
+    encoders = {}
+    for path in sorted(folder.glob("*.cluster.npy")):
+        encoder = path.name.removesuffix(".cluster.npy")
+        scores, groups, _ = image_scores.read(folder, encoder)
+        encoders[encoder] = (scores, {**groups, "label": labels.astype(np.int32)})
+    fractions = [each for each in options.fractions if str(each) in ours["labels"]]
+    for about, figures in image_analysis.analysed(encoders, labels, ours=ours, fractions=fractions):
+        record("pruning_images_analysis", figures, {"dataset": name_of(options), **about})
+    print(table("pruning_images_analysis"))
+
+
 def _in_order(fractions: Iterable[float]) -> list[float]:
     wanted = list(fractions)
     return [each for group in EARLY for each in group if each in wanted]
@@ -328,7 +346,7 @@ def _shuffled(count: int, seed: int) -> Int64:
     return np.random.Generator(np.random.Philox(key=[seed, 2])).permutation(count)
 
 
-_STAGES = (pictures, speed, tune, courses, vectors, scores, cluster_courses, choose, settle, run)
+_STAGES = (pictures, speed, tune, courses, vectors, scores, cluster_courses, choose, settle, run, analyse)
 
 if __name__ == "__main__":
     main()

@@ -47,10 +47,12 @@ def main() -> None:
     parser.add_argument("what", choices=["validate", "test", "print"])
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--mpnet", type=Path, help="Folder of all-mpnet-base-v2; needed until its vectors are cached.")
+    parser.add_argument("--teachers", default=",".join(TEACHERS))
     options = parser.parse_args()
-    sets = [_Set(file, options.mpnet) for file in options.files]
+    teachers = options.teachers.split(",")
+    sets = [_Set(file, options.mpnet, teachers) for file in options.files]
     for each in sets:
-        each.measure(_trials() if options.what == "validate" else _tests(), options.what)
+        each.measure(_trials(teachers) if options.what == "validate" else _tests(teachers), options.what)
     print(choices_told())
     print(test_told())
 
@@ -76,11 +78,11 @@ class Arm:
     seeds: int
 
 
-def _trials() -> Iterable[Arm]:
+def _trials(teachers: list[str]) -> Iterable[Arm]:
     """Random rows under every alpha and temperature; and soft labels of heads that learnt the rows they speak of."""
     for fraction in FRACTIONS:
         yield Arm("random", fraction, "none", 0.0, 1.0, VALIDATION_SEEDS)
-        for teacher in TEACHERS:
+        for teacher in teachers:
             for alpha in ALPHAS:
                 for temperature in TEMPERATURES:
                     yield Arm("random", fraction, teacher, alpha, temperature, VALIDATION_SEEDS)
@@ -89,12 +91,12 @@ def _trials() -> Iterable[Arm]:
             yield Arm("random", fraction, "minilm_fit_included", alpha, 2.0, VALIDATION_SEEDS)
 
 
-def _tests() -> Iterable[Arm]:
+def _tests(teachers: list[str]) -> Iterable[Arm]:
     """Every method with labels alone, and with each teacher at what validation chose for random rows."""
     for fraction in FRACTIONS:
         for method in METHODS if fraction < 1 else ("random",):
             yield Arm(method, fraction, "none", 0.0, 1.0, TEST_SEEDS)
-            for teacher in TEACHERS:
+            for teacher in teachers:
                 alpha, temperature = choice(teacher, fraction)
                 yield Arm(method, fraction, teacher, alpha, temperature, TEST_SEEDS)
 
@@ -189,11 +191,12 @@ class Part:
 class _Set:
     """A labelled set with the vectors of both encoders."""
 
-    def __init__(self, file: Path, mpnet: Path | None) -> None:
+    def __init__(self, file: Path, mpnet: Path | None, teachers: list[str]) -> None:
         import pyarrow.parquet as pq
 
         table = pq.read_table(file, columns=["split", "text", "label"])
         self._name, self._mpnet, self._texts = file.stem, mpnet, table["text"].to_pylist()
+        self._teachers = teachers
         self._labels = table["label"].to_numpy().astype(np.int64)
         self._test: Bool = np.array([split == "test" for split in table["split"].to_pylist()])
         self._held: Bool = ~self._test & np.array([_hashed(text) % 5 == 0 for text in self._texts])
@@ -251,7 +254,9 @@ class _Set:
 
     def _part(self, split: str) -> Part:
         learnt, asked = (~self._test & ~self._held, self._held) if split == "validation" else (~self._test, self._test)
-        vectors = {"minilm": self._vectors("minilm", "default"), "mpnet": self._vectors("mpnet", str(self._mpnet))}
+        vectors = {"minilm": self._vectors("minilm", "default")}
+        if "mpnet" in self._teachers:
+            vectors["mpnet"] = self._vectors("mpnet", str(self._mpnet))
         return Part(
             split,
             {name: all_[learnt] for name, all_ in vectors.items()},

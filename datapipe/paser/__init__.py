@@ -1,0 +1,1 @@
+"""Which instructions heal a damaged language model: clusters of skills, damage by cluster, allocation, recovery."""

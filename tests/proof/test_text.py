@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import polars as pl
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -20,12 +21,13 @@ RECIPE = TextRecipe(steps=20, batch_rows=8, learning_rate=3e-3, head_rate=3e-2)
 
 
 def _texts(classes: int) -> tuple[list[str], np.ndarray]:
-    frame = pl.read_parquet(DATA / "banking77.parquet", columns=["text", "label"])
-    frame = frame.filter(pl.col("label") < classes).sample(80, shuffle=True, seed=0)
-    return frame["text"].to_list(), frame["label"].cast(pl.Int64).to_numpy().copy()
+    rows = pq.read_table(DATA / "banking77.parquet", columns=["text", "label"])
+    rows = rows.filter(pc.field("label") < classes)
+    rows = rows.take(np.random.default_rng(0).permutation(rows.num_rows)[:80])
+    return rows["text"].to_pylist(), rows["label"].to_numpy().astype(np.int64)
 
 
-@pytest.fixture(scope="module", params=["bert", "roberta", "distilbert"])
+@pytest.fixture(scope="module", params=["bert", "roberta"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp(str(request.param))
     text_folder(folder, str(request.param), mapping="MODEL_MAPPING")
@@ -94,3 +96,14 @@ def test_the_embedded_model_learns_a_few_intents_in_a_few_steps() -> None:
     trainer = TextTrainer(texts[:60], texts[60:], recipe=TextRecipe(steps=10, batch_rows=16))
     found = trainer.train_many(labels[:60], [np.arange(60)], [0], classes=3)
     assert (found[0] == labels[60:]).mean() > 0.8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_networks_trained_as_one_on_a_gpu_learn_as_one_alone_does() -> None:
+    texts, labels = _texts(3)
+    for together in (1, 3):
+        recipe = TextRecipe(steps=30, batch_rows=16)
+        trainer = TextTrainer(texts[:60], texts[60:], recipe=recipe, device="cuda", together=together)
+        found = trainer.train_many(labels[:60], [np.arange(60)] * 3, [0, 1, 2], classes=3)
+        assert ((found == labels[60:]).mean(1) > 0.8).all()

@@ -19,14 +19,13 @@ from datapipe.errors import ConfigError, RejectedError
 from datapipe.executors.choose import make_executor
 from datapipe.pipeline import Pipeline
 from datapipe.progress import Only
+from datapipe.publication import files_of, publish_run
 from datapipe.runs import CurateResult, record_seconds, run_manifest
 from datapipe.settings import Settings
 from datapipe.stages.build import Wiring
 from datapipe.stages.columns import text_columns
 from datapipe.storage.atomic import explain_os_error, make_folder, write_atomically
-from datapipe.storage.digest import digest_of
 from datapipe.storage.lock import exclusive
-from datapipe.storage.publish import publish
 from datapipe.storage.stage import StageStore
 
 if TYPE_CHECKING:
@@ -245,25 +244,16 @@ class Curation:
             )
 
     def _publish(self, outputs: Mapping[str, StageOutput]) -> CurateResult:
-        files: dict[str, Path | bytes] = {
-            "kept.parquet": outputs["export"].path / "kept.parquet",
-            "scores.parquet": outputs["export"].path / "scores.parquet",
-            "selection.parquet": outputs["select"].path / "selection.parquet",
-            "report.html": outputs["report"].path / "report.html",
-        }
-        if outputs["ingest"].has("rejected.parquet"):
-            files["rejected.parquet"] = outputs["ingest"].path / "rejected.parquet"
+        files = files_of(outputs)
         update = None
         if self.history is not None:
             from datapipe.stages.history import update_facts
 
-            files["changes.parquet"] = outputs["changes"].path / "changes.parquet"
             update = update_facts(self.history, outputs)
         manifest = run_manifest(
             self.config, self.source, self.wiring, outputs=outputs, names=sorted(files), update=update
         )
-        files["manifest.json"] = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
-        publish(self.out, files, key=digest_of(manifest)[:24])
+        manifest = publish_run(self.out, files, manifest)
         record_seconds(self.out, stages=self._timings)
         return CurateResult(out=self.out, manifest=manifest, timings=tuple(self._timings))
 

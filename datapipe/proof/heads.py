@@ -181,7 +181,7 @@ def _train(
             error /= recipe.batch_rows
             now = rate * (1.0 - step / recipe.steps)
             descent.move([seen.transpose(1, 2) @ error, error.sum(1, keepdim=True)], rate=now)
-    return _predict(torch.from_numpy(np.ascontiguousarray(test)).to(place) * scale, weights, biases)
+    return _predict(torch.from_numpy(np.array(test, order="C")).to(place) * scale, weights, biases)
 
 
 def _predict(test: torch.Tensor, weights: torch.Tensor, biases: torch.Tensor) -> Int64:

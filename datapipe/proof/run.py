@@ -50,6 +50,8 @@ def prove(  # noqa: PLR0913 - run and test; the rest by keyword
 ) -> Proof:
     """Train on kept, random and all rows, write RUN/proof.json and RUN/proof.html, and return the outcome.
 
+    The verdicts also become a section of RUN/report.html, as long as the run keeps the same rows.
+
     Args:
         run: Folder of a finished run that was given a label column.
         test: Parquet, CSV, JSON Lines or Arrow with labelled rows that are not in the run.
@@ -69,6 +71,7 @@ def prove(  # noqa: PLR0913 - run and test; the rest by keyword
         MetricError: There is nothing to learn: one class, or no test row of a known class.
         ModelError: The model is no encoder.
         SourceError: The run or the test file cannot be read.
+        LockedError: Another process is writing to the run folder; proof.json is there all the same.
     """
     if trainer not in TRAINERS:
         raise ConfigError(f"trainer must be one of {', '.join(TRAINERS)}, got {trainer!r}")
@@ -79,6 +82,7 @@ def prove(  # noqa: PLR0913 - run and test; the rest by keyword
             raise ConfigError(f"{name} must be at least {least}, got {value}")
     from datapipe.proof.page import build_page
     from datapipe.proof.rows import ContentColumn, read_rows, read_test, read_test_texts, read_texts
+    from datapipe.publication import publish_proof
     from datapipe.runs import open_run
     from datapipe.settings import Settings
     from datapipe.storage.atomic import write_atomically
@@ -119,6 +123,7 @@ def prove(  # noqa: PLR0913 - run and test; the rest by keyword
     body = json.dumps(outcome.as_dict(), indent=1, sort_keys=True, allow_nan=False)
     write_atomically(folder / "proof.json", body.encode() + b"\n")
     write_atomically(folder / "proof.html", build_page(outcome, title=folder.name).encode())
+    publish_proof(folder, of=result.manifest)
     return outcome
 
 

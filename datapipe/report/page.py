@@ -1,7 +1,7 @@
 """One self-contained HTML page a run.
 
-RunFacts -> sections -> page. No request leaves the page: styles, script and plots stand in it, and its content policy
-lets nothing else load or run, so a row of hostile text could not do so even if it got through the escaping.
+RunFacts, proof -> sections -> page. No request leaves the page: styles, script and plots stand in it, and its content
+policy lets nothing else load or run, so a row of hostile text could not do so even if it got through the escaping.
 """
 
 from __future__ import annotations
@@ -10,22 +10,31 @@ import base64
 import hashlib
 import json
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datapipe.report.examples import examples, matches
 from datapipe.report.markup import Html, count, join, number, percent, tag
+from datapipe.report.proof import proof_section
 from datapipe.report.sections import balance, row_map, scores, strata, words
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from datapipe.report.facts import RowCounts, RunFacts, StrategyFacts
 
 __all__ = ["build_report"]
 
 
-def build_report(facts: RunFacts) -> str:
-    """Return the page. Equal facts give equal bytes; about 1 kB a shown stratum and 30 bytes a point of the map."""
+def build_report(facts: RunFacts, *, proof: Mapping[str, Any] | None = None) -> str:
+    """Return the page. Equal facts give equal bytes; about 1 kB a shown stratum and 30 bytes a point of the map.
+
+    Args:
+        facts: What the run knows of itself.
+        proof: What proof.json holds, where the run was proved.
+    """
     parts = {
         "Why": _why(facts.strategy),
+        "Proof": proof_section(proof) if proof is not None else None,
         "Scores": scores(facts),
         "Strata": strata(facts),
         "Balance": balance(facts),

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.image_plans import METHODS, candidates, chosen, setting_of
+from benchmarks.image_plans import BY_VECTORS, METHODS, candidates, chosen, setting_of
+from benchmarks.image_scores import COURSES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -85,6 +86,7 @@ def analysed(
     *,
     ours: Mapping[str, Mapping[str, Any]],
     fractions: Sequence[float],
+    main: str,
 ) -> Iterator[tuple[Row, Row]]:
     """What identifies a row and its figures.
 
@@ -93,15 +95,18 @@ def analysed(
         labels: True classes of the rows, int64.
         ours: Settings by choice and fraction, as `settings.json` holds them.
         fractions: Kept.
+        main: The encoder whose rows hold what reads no vectors.
     """
     for encoder, (scores, groups) in encoders.items():
         yield {"part": "clusters", "encoder": encoder}, of_clusters(groups["cluster"], labels)
         for row in of_scores(scores, labels):
+            if encoder != main and row["score"] in COURSES:
+                continue
             yield {"part": "scores", "encoder": encoder, "score": row["score"]}, row
         for fraction in fractions:
             best = chosen(setting_of("default_labels", fraction, ours), scores, groups, fraction=fraction, seed=0)
             for name, setting in _cuts(fraction, ours).items():
-                if not setting.reads <= set(scores):
+                if not setting.reads <= set(scores) or (encoder != main and name in METHODS and name not in BY_VECTORS):
                     continue
                 kept = chosen(setting, scores, groups, fraction=fraction, seed=0)
                 about = {"part": "kept", "encoder": encoder, "fraction": fraction, "method": name}

@@ -324,7 +324,7 @@ def analyse(options: argparse.Namespace) -> None:
         scores, groups, _ = image_scores.read(folder, encoder)
         encoders[encoder] = (scores, {**groups, "label": labels.astype(np.int32)})
     fractions = [each for each in options.fractions if str(each) in ours["labels"]]
-    for about, figures in image_analysis.analysed(encoders, labels, ours=ours, fractions=fractions):
+    for about, figures in image_analysis.analysed(encoders, labels, ours=ours, fractions=fractions, main=MAIN):
         record("pruning_images_analysis", figures, {"dataset": name_of(options), **about})
     print(table("pruning_images_analysis"))
 

@@ -43,13 +43,13 @@ COLUMNS = {
         *("model", "way", "documents", "documents_per_s", "cpu_ms_a_document", "sentences", "unlike", "beyond_margin"),
         *("mean_difference", "largest_difference", "score_correlation"),
     ],
-    "pruning_images_means": [
-        *("dataset", "encoder", "method", "kept_5", "kept_10", "kept_20", "kept_30", "kept_50", "kept_70", "kept_90"),
-        "kept_100",
+    "pruning_images_means": ["encoder", "method", "kept_5", "kept_10", "kept_30", "kept_50", "kept_100"],
+    "pruning_images_worst": ["encoder", "method", "kept_5", "kept_10", "kept_30", "kept_50", "kept_100"],
+    "pruning_images_gaps default_label_free": [
+        *("encoder", "fraction", "minus_random", "half_width", "verdict", "best_with_labels", "gap", "gap_closed"),
     ],
-    "pruning_images_gaps": [
-        *("dataset", "encoder", "fraction", "method", "minus_random", "half_width", "verdict", "gap", "gap_closed"),
-    ],
+    "pruning_images_analysis clusters": ["encoder", "clusters", "accuracy", "mutual_information", "largest"],
+    "pruning_images_analysis scores": ["encoder", "score", "correlation", "correlation_within_classes"],
     "pruning_gains": ["dataset", "fraction", "method", "random", "accuracy", "gain", "half_width"],
     "provence_training": ["model", "seconds", "held_macro", "loss"],
     "provence_tune": ["name", "tiling", "useful_tflops", "relative_error"],

@@ -1,0 +1,301 @@
+"""Bytes and reading speed of stored soft labels, against one `.pt` file a batch and against JSON lines.
+
+    python -m benchmarks.soft_label_store classes                  10, 100 and 1,000 classes; logits are random
+    python -m benchmarks.soft_label_store vocabulary MODEL         49,152: what a language model says of real answers
+
+All three formats hold the same: float16 values, ids of 16 bits, row ids. A `.pt` file holds 256 rows as tensors, a
+line of JSON one row with four digits a value. Read is up to tensors that a loss takes, on one thread: in the order of
+the rows, and in batches of 256 rows in random order, for which a `.pt` a batch opens a file a row, and JSON lines have
+an index of offsets. The store is read within its memory, and with room for two row groups in `shuffled` order.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from benchmarks.common import record, table
+from datapipe.distill.codec import DenseLabels, TopLabels, encode
+from datapipe.distill.header import SoftLabelHeader, Teacher
+from datapipe.distill.layout import TokenRows, table_of
+from datapipe.distill.losses import targets_of
+from datapipe.distill.store import SoftLabelStore
+from datapipe.distill.writer import SoftLabelWriter, group_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from datapipe.distill.codec import SoftLabels
+
+NAME = "soft_label_store"
+BATCH = 256
+ROWS = 20_480
+SLOW_SECONDS = 2.0
+"""A reading that is not done by then is stopped, and its rows until then are counted."""
+MODES: dict[int, list[dict[str, Any]]] = {
+    10: [{"mode": "dense"}, {"mode": "topk", "k": 3}, {"mode": "sampled", "draws": 20}],
+    100: [{"mode": "dense"}, {"mode": "topk", "k": 5}, {"mode": "topk", "k": 16}, {"mode": "sampled", "draws": 50}],
+    1000: [
+        {"mode": "dense", "wide": True},
+        {"mode": "topk", "k": 5},
+        {"mode": "topk", "k": 16},
+        {"mode": "sampled", "draws": 50},
+    ],
+}
+VOCABULARY: list[dict[str, Any]] = [
+    {"mode": "dense", "wide": True},
+    {"mode": "topk", "k": 16},
+    {"mode": "topk", "k": 64},
+    {"mode": "sampled", "draws": 50},
+    {"mode": "sampled", "draws": 250},
+]
+ANSWERS, ANSWER_TOKENS, PROMPT_TOKENS = 64, 48, 64
+
+
+def header_of(level: str, classes: int, mode: dict[str, Any]) -> SoftLabelHeader:
+    tokenizer = "tokenizer" if level == "token" else None
+    return SoftLabelHeader(
+        level=level,  # type: ignore[arg-type]
+        classes=classes,
+        teachers=(Teacher("teacher", "digest"),),
+        preprocessing="p",
+        tokenizer=tokenizer,
+        **mode,
+    )
+
+
+def ids_of(rows: int) -> Any:
+    words = np.random.default_rng(0).integers(0, 1 << 63, (rows, 2)).astype(np.uint64)
+    return words[np.argsort(words[:, 0])]
+
+
+def arrays_of(labels: SoftLabels, draws: int | None) -> dict[str, torch.Tensor]:
+    """What one would hand to torch.save, as narrow as it goes."""
+    if isinstance(labels, DenseLabels):
+        return {"log_probabilities": torch.from_numpy(labels.log_probabilities.copy())}
+    if isinstance(labels, TopLabels):
+        return {
+            "ids": torch.from_numpy(labels.ids.astype(np.uint16)),
+            "log_probabilities": torch.from_numpy(labels.log_probabilities.copy()),
+            "tail": torch.from_numpy(labels.tail.copy()),
+        }
+    return {
+        "ids": torch.from_numpy(labels.ids.astype(np.uint16)),
+        "counts": torch.from_numpy(labels.counts.astype(np.uint8 if (draws or 0) < 256 else np.uint16)),
+        "unique": torch.from_numpy(np.diff(labels.offsets).astype(np.uint8)),
+        "entropy": torch.from_numpy(labels.entropy.copy()),
+    }
+
+
+def line_of(labels: SoftLabels, at: int, row_id: str) -> str:
+    """One row as JSON; `labels` are those of the row."""
+    if isinstance(labels, DenseLabels):
+        own: dict[str, Any] = {"log_probabilities": rounded(labels.log_probabilities)}
+    elif isinstance(labels, TopLabels):
+        own = {
+            "ids": labels.ids.tolist(),
+            "log_probabilities": rounded(labels.log_probabilities),
+            "tail": rounded(labels.tail),
+        }
+    else:
+        own = {
+            "ids": labels.ids.tolist(),
+            "counts": labels.counts.tolist(),
+            "unique": np.diff(labels.offsets).tolist(),
+            "entropy": rounded(labels.entropy),
+        }
+    return json.dumps({"row_id": row_id, "row": at, **own}, separators=(",", ":"))
+
+
+def rounded(values: Any) -> Any:
+    return np.round(values.astype(np.float64), 4).tolist()
+
+
+def parsed(line: str) -> list[torch.Tensor]:
+    return [torch.tensor(value) for key, value in json.loads(line).items() if isinstance(value, list)]
+
+
+def speed(step: Callable[[Any], object], pieces: list[Any], sizes: list[int]) -> float:
+    """Rows a second, until all pieces are read or `SLOW_SECONDS` are over."""
+    begun, rows = time.perf_counter(), 0
+    for piece, size in zip(pieces, sizes, strict=True):
+        step(piece)
+        rows += size
+        if time.perf_counter() - begun > SLOW_SECONDS:
+            break
+    return rows / (time.perf_counter() - begun)
+
+
+def random_batches(rows: int) -> list[Any]:
+    return np.array_split(np.random.default_rng(1).permutation(rows), max(1, rows // BATCH))
+
+
+def measure(
+    folder: Path, header: SoftLabelHeader, labels: SoftLabels, tokens: TokenRows | None, config: dict[str, Any]
+) -> None:
+    """Write the labels in all three formats, read them back, record a row each."""
+    rows = len(labels) if tokens is None else len(tokens.tokens)
+    ids = ids_of(rows)
+    sizes = np.ones(rows, np.int64) if tokens is None else tokens.tokens.astype(np.int64)
+    measure_store(folder, header, table_of(header, ids, labels, tokens=tokens), sizes, config)
+    begins = np.concatenate([[0], np.cumsum(sizes)])
+    own = [labels.take(np.arange(begins[row], begins[row + 1])) for row in range(rows)]
+    for name, measured in (
+        ("one .pt a batch", measure_files(folder, header, labels, begins)),
+        ("JSON lines", measure_lines(folder, own, ids)),
+    ):
+        record(NAME, {**rounded_row(measured), "positions_a_row": float(sizes.mean())}, {**config, "format": name})
+
+
+def rounded_row(row: dict[str, float]) -> dict[str, float]:
+    return {key: float(f"{value:.4g}") for key, value in row.items()}
+
+
+def measure_store(folder: Path, header: SoftLabelHeader, whole: Any, sizes: Any, config: dict[str, Any]) -> None:
+    path = folder / "labels.parquet"
+    begun = time.perf_counter()
+    with SoftLabelWriter(path, header) as writer:
+        writer.write(whole)
+    wrote = time.perf_counter() - begun
+    rows = whole.num_rows
+    store = SoftLabelStore(path)
+    store.read(np.arange(1))
+    chunks = random_batches(rows)
+    row = {
+        "bytes_a_row": path.stat().st_size / rows,
+        "bytes_a_position": path.stat().st_size / sizes.sum(),
+        "write_rows_s": rows / wrote,
+        "random_rows_s": speed(
+            lambda at: targets_of(store.read(at).labels, header), chunks, [len(at) for at in chunks]
+        ),
+    }
+    begun = time.perf_counter()
+    count = sum(len(targets_of(batch.labels, header)) > 0 and len(batch.sizes) for batch in store.batches(BATCH))
+    row["sequential_rows_s"] = count / (time.perf_counter() - begun)
+    groups = -(-rows // group_rows(header))
+    small = SoftLabelStore(path, memory=2 * path.stat().st_size // groups if groups > 2 else 1)
+    order = small.shuffled(seed=0, groups=2)
+    near = np.array_split(order, max(1, rows // BATCH))
+    row["shuffled_small_memory_rows_s"] = speed(
+        lambda at: targets_of(small.read(at).labels, header), near, [len(at) for at in near]
+    )
+    record(NAME, {**rounded_row(row), "positions_a_row": float(sizes.mean())}, {**config, "format": "store"})
+
+
+def measure_files(folder: Path, header: SoftLabelHeader, labels: SoftLabels, begins: Any) -> dict[str, float]:
+    own = folder / "pt"
+    own.mkdir()
+    rows = len(begins) - 1
+    begun = time.perf_counter()
+    for start in range(0, rows, BATCH):
+        end = min(rows, start + BATCH)
+        arrays = arrays_of(labels.take(np.arange(begins[start], begins[end])), header.draws)
+        ids = torch.zeros(end - start, 16, dtype=torch.uint8)
+        torch.save({"row_ids": ids, **arrays}, own / f"{start // BATCH}.pt")
+    wrote = time.perf_counter() - begun
+    paths = [own / f"{at}.pt" for at in range(len(list(own.iterdir())))]
+    total = sum(path.stat().st_size for path in paths)
+
+    def gather(at: Any) -> None:
+        for row in at:
+            torch.load(paths[row // BATCH])
+
+    # A batch of random rows opens a file for each: pieces of 8 rows, or the clock would be looked at too late.
+    pieces = [piece for at in random_batches(rows) for piece in np.array_split(at, max(1, len(at) // 8))]
+    return {
+        "bytes_a_row": total / rows,
+        "bytes_a_position": total / begins[-1],
+        "write_rows_s": rows / wrote,
+        "sequential_rows_s": speed(torch.load, paths, [min(BATCH, rows)] * len(paths)),
+        "random_rows_s": speed(gather, pieces, [len(piece) for piece in pieces]),
+    }
+
+
+def measure_lines(folder: Path, own: list[Any], ids: Any) -> dict[str, float]:
+    path = folder / "labels.jsonl"
+    begun = time.perf_counter()
+    offsets = []
+    with path.open("w", encoding="ascii") as stream:
+        for row, labels in enumerate(own):
+            offsets.append(stream.tell())
+            stream.write(line_of(labels, row, ids[row].tobytes().hex()) + "\n")
+    wrote = time.perf_counter() - begun
+    positions = sum(len(labels) for labels in own)
+    with path.open(encoding="ascii") as stream:
+        sequential = speed(parsed, stream.readlines(), [1] * len(own))
+
+        def seek(row: Any) -> None:
+            stream.seek(offsets[row])
+            parsed(stream.readline())
+
+        random = speed(seek, np.random.default_rng(1).permutation(len(own)).tolist(), [1] * len(own))
+    return {
+        "bytes_a_row": path.stat().st_size / len(own),
+        "bytes_a_position": path.stat().st_size / positions,
+        "write_rows_s": len(own) / wrote,
+        "sequential_rows_s": sequential,
+        "random_rows_s": random,
+    }
+
+
+def classes_part() -> None:
+    for classes, modes in MODES.items():
+        rows = ROWS if classes < 1000 else ROWS // 5
+        logits = np.random.default_rng(classes).normal(size=(rows, classes)).astype(np.float32) * 3
+        for mode in modes:
+            header = header_of("row", classes, mode)
+            begun = time.perf_counter()
+            labels = encode(logits, header, row_ids=ids_of(rows))
+            print(classes, mode, f"encoded {rows / (time.perf_counter() - begun):,.0f} rows/s", flush=True)
+            with tempfile.TemporaryDirectory() as folder:
+                config = {"classes": classes, "labels": label_of(mode), "rows": rows, "level": "row"}
+                measure(Path(folder), header, labels, None, config)
+
+
+def label_of(mode: dict[str, Any]) -> str:
+    return {"dense": "dense", "topk": f"top {mode.get('k')}", "sampled": f"{mode.get('draws')} draws"}[mode["mode"]]
+
+
+def vocabulary_part(model: str) -> None:
+    from benchmarks.soft_label_loss import answers, logits_of
+    from datapipe.distill.codec import concatenate
+
+    torch.set_num_threads(2)
+    sequences, masks = answers(model, count=ANSWERS, answer_tokens=ANSWER_TOKENS, prompt_tokens=PROMPT_TOKENS)
+    classes, made = 49_152, dict.fromkeys(range(len(VOCABULARY)))
+    parts: dict[int, list[SoftLabels]] = {at: [] for at in made}
+    ids = ids_of(len(sequences))
+    for row, logits in enumerate(logits_of(model, sequences, masks)):
+        for at, mode in enumerate(VOCABULARY):
+            if mode["mode"] != "dense" or row < 8:
+                owners, places = np.repeat(ids[row : row + 1], len(logits), axis=0), np.arange(len(logits))
+                header = header_of("token", classes, mode)
+                parts[at].append(encode(logits, header, row_ids=owners, places=places))
+    torch.set_num_threads(1)
+    for at, mode in enumerate(VOCABULARY):
+        rows = len(parts[at])
+        tokens = TokenRows.of(sequences[:rows], masks[:rows])
+        config = {"classes": classes, "labels": label_of(mode), "rows": rows, "level": "token"}
+        with tempfile.TemporaryDirectory() as folder:
+            measure(Path(folder), header_of("token", classes, mode), concatenate(parts[at]), tokens, config)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    if sys.argv[1] == "classes":
+        classes_part()
+    else:
+        vocabulary_part(sys.argv[2])
+    shown = ["classes", "labels", "format", "positions_a_row", "bytes_a_row", "bytes_a_position", "sequential_rows_s"]
+    print(table(NAME, [*shown, "random_rows_s", "shuffled_small_memory_rows_s", "write_rows_s"]))
+
+
+if __name__ == "__main__":
+    main()

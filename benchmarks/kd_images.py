@@ -156,7 +156,7 @@ def plain(options: argparse.Namespace) -> None:
     data = data_of(options, "train")
     scores, groups, seconds = _read(options, data)
     tasks = []
-    for student in _students(options):
+    for student in _students(options, scores):
         cost = seconds.get(student.setting["score"], 0.0) if student.setting and student.method != "random" else 0.0
         rows = _rows(data, student, scores, groups)
         tasks.append(Task(student.config(), student.recipe, rows, told={"scoring_seconds": cost}))
@@ -170,7 +170,7 @@ def table(options: argparse.Namespace) -> None:
     settled, tasks = settled_teacher(options.work), []
     said = heard(Teacher(side="train", kind=settled["kind"], width=options.width), options)
     weights = weights_of(options.work, classes=CLASSES)
-    for student in _students(options):
+    for student in _students(options, scores):
         if student.fraction not in weights:
             continue
         alpha = weights[student.fraction]
@@ -226,12 +226,13 @@ def merge(options: argparse.Namespace) -> None:
     kd_tables.merge(options.work)
 
 
-def _students(options: argparse.Namespace) -> Iterator[Student]:
-    """Of the table, without a teacher, in the order of their worth."""
+def _students(options: argparse.Namespace, scores: Mapping[str, Float32]) -> Iterator[Student]:
+    """Of the table, without a teacher, in the order of their worth; not those whose scores are not there."""
     for fraction, recipe in _recipes(options, [*options.fractions, 1.0]):
         for seed in range(options.seeds):
             for method in METHODS if fraction < 1 else ("full",):
-                yield _student(options, fraction, method, seed, recipe)
+                if fraction == 1 or setting_of(method, fraction, {}).reads <= set(scores):
+                    yield _student(options, fraction, method, seed, recipe)
 
 
 def _student(

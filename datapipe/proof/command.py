@@ -18,8 +18,11 @@ def prove_command(  # noqa: PLR0913, PLR0917 - an option each
         Path, Option(help="Labelled rows from outside the run; kept rows were chosen with a view to all rows of it.")
     ],
     trainer: Annotated[
-        Literal["head", "finetune"],
-        Option(help="head: linear heads on the run's vectors. finetune: a transformer on its texts; minutes on a CPU."),
+        Literal["head", "finetune", "network"],
+        Option(
+            help="head: linear heads on the run's vectors. finetune: a transformer on its texts. network: a small "
+            "ResNet on its images. The last two are for a GPU: on a CPU, take few steps."
+        ),
     ] = "head",
     model: Annotated[
         str, Option(help="For finetune: default (the embedded all-MiniLM-L6-v2), a local folder, or a hub id.")
@@ -30,10 +33,10 @@ def prove_command(  # noqa: PLR0913, PLR0917 - an option each
     seeds: Annotated[int, Option(help="Trainings an arm, at least 2; fewer make wider intervals.")] = 5,
     steps: Annotated[
         int | None,
-        Option(help="Updates of every training, whatever the rows; default 1,000 of a head, 300 to fine-tune."),
+        Option(help="Updates of every training, whatever the rows; default 1,000, and 300 to fine-tune."),
     ] = None,
     batch_rows: Annotated[
-        int | None, Option(help="Rows of an update; default 128 for a head, 32 to fine-tune.")
+        int | None, Option(help="Rows of an update; default 128 for a head, 32 to fine-tune, 512 for a network.")
     ] = None,
     device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1.")] = None,
     *,

@@ -12,7 +12,11 @@ if TYPE_CHECKING:
     from datapipe.proof.statistics import Comparison, Interval
 
 
-_TRAINED = {"head": "Linear heads on the run's vectors", "finetune": "A transformer, fine-tuned on the texts"}
+_TRAINED = {
+    "head": "Linear heads on the run's vectors",
+    "finetune": "A transformer, fine-tuned on the texts",
+    "network": "A small ResNet from scratch, on the images",
+}
 
 
 def build_page(proof: Proof, *, title: str) -> str:

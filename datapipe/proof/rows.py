@@ -28,8 +28,8 @@ VECTOR = "vector"
 _AT_ONCE = 4096  # rows embedded in one call
 
 
-Content = TypeVar("Content", "Float32", list[str])
-"""What is learnt from: vectors, float32 (rows, dim) of unit length, or texts."""
+Content = TypeVar("Content")
+"""What is learnt from: vectors, float32 (rows, dim) of unit length; texts; or pixels, uint8."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,7 +66,7 @@ def read_rows(result: CurateResult) -> RunRows[Float32]:
     """
     from datapipe.storage.vectors import to_matrix
 
-    labels, kept, pool = _fates(result)
+    labels, kept, pool = fates(result)
     vectors = np.concatenate([to_matrix(table[VECTOR]) for table in _vectors_of(result)])
     return RunRows(content=vectors, labels=labels, kept=kept, pool=pool)
 
@@ -81,7 +81,7 @@ def read_texts(result: CurateResult) -> RunRows[list[str]]:
         raise ColumnError(
             f"the run {result.out} has no texts to fine-tune on: make it with --text-column, or take --trainer head"
         )
-    labels, kept, pool = _fates(result)
+    labels, kept, pool = fates(result)
     found = [
         text for table in stage_output(result, "ingest").tables("rows", columns=["text"]) for text in _texts(table)
     ]
@@ -95,7 +95,7 @@ def _texts(table: pa.Table) -> list[str | None]:
     return values
 
 
-def _fates(result: CurateResult) -> tuple[list[str | None], Bool, Bool]:
+def fates(result: CurateResult) -> tuple[list[str | None], Bool, Bool]:
     """Label of each row, whether it was kept, and whether it could have been."""
     import pyarrow.parquet as pq
 
@@ -161,15 +161,15 @@ def read_test(
     if kind == "image":
         label = _checked(result, test, kind=kind, column=column, label_column=label_column)
         keys, labels, vectors = _embed_images(result, str(test), column, label, device)
-        outside, warnings = _outside(result, kind, keys)
+        outside, warnings = outside_of(result, kind, keys)
     else:
         values, labels = _read(result, test, kind=kind, column=column, label_column=label_column)
         if kind == "vector":
             return HeldRows(content=to_matrix(values), labels=labels, warnings=())
         texts = values.to_pylist()
-        outside, warnings = _outside(result, kind, texts)
+        outside, warnings = outside_of(result, kind, texts)
         vectors = _embed_texts(result, texts, device)
-    return HeldRows(content=vectors[outside], labels=_some(labels, outside), warnings=warnings)
+    return HeldRows(content=vectors[outside], labels=some(labels, outside), warnings=warnings)
 
 
 def read_test_texts(
@@ -189,8 +189,16 @@ def read_test_texts(
     column = text_column or str(result.manifest["columns"]["text"])
     values, labels = _read(result, test, kind="text", column=column, label_column=label_column)
     texts = values.to_pylist()
-    outside, warnings = _outside(result, "text", texts)
-    return HeldRows(content=_some(texts, outside), labels=_some(labels, outside), warnings=warnings)
+    outside, warnings = outside_of(result, "text", texts)
+    return HeldRows(content=some(texts, outside), labels=some(labels, outside), warnings=warnings)
+
+
+def image_column_of(
+    result: CurateResult, test: str | os.PathLike[str], *, label_column: str | None, image_column: str | None
+) -> tuple[str, str]:
+    """Columns of images and labels of a test file. Raises `ColumnError` where it lacks one."""
+    column = image_column or str(result.manifest["columns"]["image"])
+    return column, _checked(result, test, kind="image", column=column, label_column=label_column)
 
 
 def _checked(
@@ -220,7 +228,7 @@ def _read(
     return table[column], [str(each) for each in table[label].to_pylist()]
 
 
-def _outside(result: CurateResult, kind: str, keys: Sequence[str | bytes]) -> tuple[Bool, tuple[str, ...]]:
+def outside_of(result: CurateResult, kind: str, keys: Sequence[str | bytes]) -> tuple[Bool, tuple[str, ...]]:
     """Which test rows are not in the run too, for those are known by heart; and a warning where some are.
 
     Args:
@@ -244,7 +252,8 @@ def _outside(result: CurateResult, kind: str, keys: Sequence[str | bytes]) -> tu
 Value = TypeVar("Value")
 
 
-def _some(values: list[Value], wanted: Bool) -> list[Value]:
+def some(values: list[Value], wanted: Bool) -> list[Value]:
+    """The values that are wanted."""
     return [value for value, chosen in zip(values, wanted, strict=True) if chosen]
 
 

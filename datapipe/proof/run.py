@@ -11,7 +11,7 @@ can be learnt.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ARMS", "TRAINERS", "Arm", "Proof", "TrainerName", "compare", "prove"]
 
-TrainerName: TypeAlias = Literal["head", "finetune"]
+TrainerName: TypeAlias = Literal["head", "finetune", "network"]
 TRAINERS: tuple[TrainerName, ...] = get_args(TrainerName)
 FEWEST_SEEDS = 2
 _NO_SCORING = ("export", "report")
@@ -55,14 +55,15 @@ def prove(  # noqa: PLR0913 - run and test; the rest by keyword
     Args:
         run: Folder of a finished run that was given a label column.
         test: Parquet, CSV, JSON Lines or Arrow with labelled rows that are not in the run.
-        trainer: `head`, linear heads on the run's vectors; or `finetune`, a transformer on its texts.
+        trainer: `head`, linear heads on the run's vectors; `finetune`, a transformer on its texts; or `network`, a
+            small ResNet from scratch on its images.
         model: For `finetune`: `default` (the embedder that comes with the package), a local folder, or a hub id.
         label_column: Of the test file; that of the run by default.
         text_column: Of the test file; that of the run by default.
         image_column: Of the test file; that of the run by default.
         seeds: Trainings an arm, >= 2.
-        steps: Updates of every training; None takes 1,000 of a head, 300 of a transformer.
-        batch_rows: Rows of an update; None takes 128 for a head, 32 for a transformer.
+        steps: Updates of every training; None takes 1,000, and 300 of a transformer.
+        batch_rows: Rows of an update; None takes 128 for a head, 32 for a transformer, 512 for a network.
         device: Where test rows are embedded and models trained: auto, cpu, cuda; default from `DATAPIPE_DEVICE`.
 
     Raises:
@@ -81,32 +82,14 @@ def prove(  # noqa: PLR0913 - run and test; the rest by keyword
         if value is not None and value < least:
             raise ConfigError(f"{name} must be at least {least}, got {value}")
     from datapipe.proof.page import build_page
-    from datapipe.proof.rows import ContentColumn, read_rows, read_test, read_test_texts, read_texts
     from datapipe.publication import publish_proof
     from datapipe.runs import open_run
-    from datapipe.settings import Settings
     from datapipe.storage.atomic import write_atomically
-    from datapipe.workers.device import resolve_devices
 
     result = open_run(run)
-    settings = Settings()
-    place = str(resolve_devices(device or settings.device)[0])
     given = {name: value for name, value in (("steps", steps), ("batch_rows", batch_rows)) if value is not None}
-    rows: RunRows[Any]
-    held: HeldRows[Any]
-    made: Trainer
-    if trainer == "head":
-        content = ContentColumn(text=text_column, image=image_column)
-        rows, held = (
-            read_rows(result),
-            read_test(result, test, label_column=label_column, content=content, device=place),
-        )
-        recipe = replace(HeadRecipe(), **given)
-        made = HeadTrainer(rows.content, held.content, recipe=recipe, device=place, threads=settings.threads)
-    else:
-        rows = read_texts(result)
-        held = read_test_texts(result, test, label_column=label_column, text_column=text_column)
-        made = _finetuning(rows.content, held.content, model, given, place, settings.threads)
+    asked = _Asked(test, label_column, text_column, image_column, given, model, device)
+    rows, held, made = {"head": _heads, "finetune": _texts, "network": _images}[trainer](result, asked)
     scoring, unknown = scoring_seconds(result)
     outcome = compare(
         rows.labels,
@@ -140,10 +123,63 @@ def scoring_seconds(result: CurateResult) -> tuple[float, tuple[str, ...]]:
     return sum(seconds for seconds in found.values() if seconds is not None), (told,) if lost else ()
 
 
-def _finetuning(
-    texts: list[str], test: list[str], model: str, given: dict[str, int], device: str, threads: int | None
-) -> Trainer:
-    from datapipe.proof.text import TextRecipe, TextTrainer
+@dataclass(frozen=True)
+class _Asked:
+    """Options of `prove` that its trainers read."""
 
-    recipe = replace(TextRecipe(), **given)
-    return TextTrainer(texts, test, model=model, recipe=recipe, device=device, threads=threads)
+    test: str | os.PathLike[str]
+    label_column: str | None
+    text_column: str | None
+    image_column: str | None
+    recipe: dict[str, Any]
+    model: str
+    device: str | None
+
+    @property
+    def place(self) -> str:
+        from datapipe.settings import Settings
+        from datapipe.workers.device import resolve_devices
+
+        return str(resolve_devices(self.device or Settings().device)[0])
+
+
+_Made: TypeAlias = "tuple[RunRows[Any], HeldRows[Any], Trainer]"
+
+
+def _heads(result: CurateResult, asked: _Asked) -> _Made:
+    from datapipe.proof.rows import ContentColumn, read_rows, read_test
+    from datapipe.settings import Settings
+
+    rows, content = read_rows(result), ContentColumn(text=asked.text_column, image=asked.image_column)
+    held = read_test(result, asked.test, label_column=asked.label_column, content=content, device=asked.place)
+    recipe = replace(HeadRecipe(), **asked.recipe)
+    threads = Settings().threads
+    return rows, held, HeadTrainer(rows.content, held.content, recipe=recipe, device=asked.place, threads=threads)
+
+
+def _texts(result: CurateResult, asked: _Asked) -> _Made:
+    from datapipe.proof.rows import read_test_texts, read_texts
+    from datapipe.proof.text import TextRecipe, TextTrainer
+    from datapipe.settings import Settings
+
+    rows = read_texts(result)
+    held = read_test_texts(result, asked.test, label_column=asked.label_column, text_column=asked.text_column)
+    trainer = TextTrainer(
+        rows.content,
+        held.content,
+        model=asked.model,
+        recipe=replace(TextRecipe(), **asked.recipe),
+        device=asked.place,
+        threads=Settings().threads,
+    )
+    return rows, held, trainer
+
+
+def _images(result: CurateResult, asked: _Asked) -> _Made:
+    from datapipe.proof.images import ImageRecipe
+    from datapipe.proof.run_images import NetworkTrainer, read_images, read_test_images
+
+    rows = read_images(result)
+    held = read_test_images(result, asked.test, label_column=asked.label_column, image_column=asked.image_column)
+    recipe = replace(ImageRecipe(), **asked.recipe)
+    return rows, held, NetworkTrainer(rows.content, held.content, recipe=recipe, device=asked.place)

@@ -144,7 +144,7 @@ def test_the_cost_of_a_run_is_what_its_stages_took_when_they_were_made(run: Path
 
 def test_options_without_effect_are_refused(run: Path) -> None:
     test = run.parent / "test.parquet"
-    with pytest.raises(ConfigError, match="trainer must be one of head, finetune, got 'forest'"):
+    with pytest.raises(ConfigError, match="trainer must be one of head, finetune, network, got 'forest'"):
         prove(run, test, trainer="forest")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="has no effect with the trainer head"):
         prove(run, test, model="folder")
@@ -152,6 +152,8 @@ def test_options_without_effect_are_refused(run: Path) -> None:
         prove(run, test, steps=0)
     with pytest.raises(ColumnError, match=r"has no texts to fine-tune on.*or take --trainer head"):
         prove(run, test, trainer="finetune")
+    with pytest.raises(ColumnError, match="has no images to train on: make it with --image-column"):
+        prove(run, test, trainer="network")
 
 
 def test_a_run_over_texts_is_proved_by_fine_tuning(tmp_path: Path, data: Path) -> None:
@@ -170,3 +172,23 @@ def test_a_run_over_texts_is_proved_by_fine_tuning(tmp_path: Path, data: Path) -
     assert "A transformer, fine-tuned on the texts: 2 seeds, 3 steps of 8 rows" in (
         tmp_path / "run" / "proof.html"
     ).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_run_over_images_is_proved_by_a_network_on_its_pixels(tmp_path: Path, data: Path) -> None:
+    frame = pl.read_parquet(data / "fashion_mnist_60.parquet").select("image", label="label_name")
+    frame.head(40).write_parquet(tmp_path / "all.parquet")
+    frame[30:].rename({"image": "picture"}).write_parquet(tmp_path / "test.parquet")
+    options = {"keep": 0.5, "image_column": "image", "label_column": "label", "metric": "random"}
+    curate(str(tmp_path / "all.parquet"), out=tmp_path / "run", **options)  # type: ignore[arg-type]
+    given = {"trainer": "network", "image_column": "picture", "device": "cpu"}
+    found = prove(tmp_path / "run", tmp_path / "test.parquet", seeds=2, steps=1, batch_rows=4, **given)  # type: ignore[arg-type]
+    assert [(arm.name, arm.rows) for arm in found.arms] == [("kept", 20), ("random", 20), ("full", 40)]
+    assert (found.trainer, found.test_rows) == ("network", 20)
+    assert "10 of 30 test images are also in the run, and are left out." in found.warnings
+    frame.head(20).write_parquet(tmp_path / "all.parquet")
+    with pytest.raises(SourceError, match=r"20 images of the run .* are no longer in its source, .*all\.parquet"):
+        prove(tmp_path / "run", tmp_path / "test.parquet", seeds=2, **given)  # type: ignore[arg-type]
+    curate(frame.head(40), out=tmp_path / "framed", **options)  # type: ignore[arg-type]
+    with pytest.raises(SourceError, match="came with a frame, which is gone"):
+        prove(tmp_path / "framed", tmp_path / "test.parquet", seeds=2, **given)  # type: ignore[arg-type]

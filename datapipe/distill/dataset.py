@@ -92,17 +92,17 @@ class SoftLabelCollator:
     To the user's own batch come:
 
         soft_labels     targets of `kd_loss`: one position a row, or all scored tokens of the batch, row after row
-        kd_alpha        weight of the teacher at each position, float32: the row's own where the store has one, else
-                        `alpha`; 0 for rows without soft labels
+        kd_alpha        weight of the teacher at each position, float32: the row's own in the store, else `alpha`;
+                        0 for rows without soft labels
         soft_rows, soft_places, soft_classes
                         for tokens only, int64 (positions,): the row in the batch, the place of the logits (one before
                         the token's own), and the token
 
     Args:
         store: Open.
-        alpha: Weight of the teacher, 0 ... 1; `recommended_alpha` knows one.
+        alpha: Weight of the teacher, 0 ... 1, for rows without one of their own; None refuses such rows.
         collate: From rows (without `row_id` and `soft_label_place`) to the user's batch; None takes torch's own.
-        own_alpha: Whether a row's own weight in the store goes before `alpha`.
+        own_alpha: Whether a row's own weight goes before `alpha`.
         padding: Where the user's batch is filled up; for tokens.
     """
 
@@ -110,12 +110,12 @@ class SoftLabelCollator:
         self,
         store: SoftLabelStore,
         *,
-        alpha: float,
+        alpha: float | None = None,
         collate: Callable[[list[dict[str, Any]]], Any] | None = None,
         own_alpha: bool = True,
         padding: Literal["right", "left"] = "right",
     ) -> None:
-        if not 0 <= alpha <= 1:
+        if alpha is not None and not 0 <= alpha <= 1:
             raise SoftLabelError(f"alpha must be 0 ... 1. Got {alpha}")
         self._store, self._alpha, self._own_alpha = store, alpha, own_alpha
         self._collate = default_collate if collate is None else collate
@@ -143,7 +143,12 @@ class SoftLabelCollator:
 
     def _weights(self, found: SoftLabelRows) -> Any:
         own = found.fact("kd_alpha")
-        return own.filled(self._alpha) if self._own_alpha else np.full(len(own), self._alpha)
+        if not self._own_alpha:
+            own.mask[:] = True
+        if self._alpha is None and own.mask.any():
+            row = ids_to_hex(found.row_ids[own.mask][:1])[0]
+            raise SoftLabelError(f"row {row} has no weight of the teacher in {self._store.path}: give one as alpha=")
+        return own.filled(0.0 if self._alpha is None else self._alpha)
 
     def _tokens(
         self,

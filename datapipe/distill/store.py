@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,8 +169,9 @@ class SoftLabelStore:
 
     def batches(self, rows: int = 1024) -> Iterator[SoftLabelRows]:
         """Yield all rows in the order of their ids, so many at a time; holds one row group and one batch."""
-        for batch in self._opened().iter_batches(batch_size=rows, use_threads=False):
-            yield self._rows(pa.Table.from_batches([batch]))
+        with self._reading():
+            for batch in self._opened().iter_batches(batch_size=rows, use_threads=False):
+                yield self._rows(pa.Table.from_batches([batch]))
 
     def shuffled(self, *, seed: int, epoch: int = 0, groups: int = 8) -> Int64:
         """Return all places in an order for training that reads each row group once, int64 (rows,).
@@ -188,8 +190,6 @@ class SoftLabelStore:
 
     def _group(self, at: int) -> pa.Table:
         """One row group, or with -1 the whole file, from memory if it is there."""
-        if self._process != os.getpid():
-            self._groups.clear()
         if at in self._groups:
             self._groups.move_to_end(at)
             return self._groups[at]
@@ -200,10 +200,18 @@ class SoftLabelStore:
         return found
 
     def _load(self, at: int = -1, columns: list[str] | None = None) -> pa.Table:
-        file = self._opened()
-        if at < 0:
-            return file.read(columns=columns, use_threads=False)
-        return file.read_row_group(at, columns=columns, use_threads=False)
+        with self._reading():
+            file = self._opened()
+            if at < 0:
+                return file.read(columns=columns, use_threads=False)
+            return file.read_row_group(at, columns=columns, use_threads=False)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            raise SoftLabelError(f"{self.path} cannot be read, it is damaged or gone: {error}") from error
 
     def _opened(self) -> pq.ParquetFile:
         """The file, opened by this very process: a forked one must not share a handle."""

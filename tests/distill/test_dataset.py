@@ -132,6 +132,11 @@ def test_a_rows_own_weight_goes_before_the_general_one(tmp_path: Path) -> None:
     items = [SoftLabelDataset(store, rows)[at] for at in range(4)]
     mixed = SoftLabelCollator(store, alpha=0.25, collate=lengths)(items)["kd_alpha"].tolist()
     assert mixed == [1.0, 0.25, 1.0, 0.25]
+    with pytest.raises(
+        SoftLabelError, match=f"row {rows[1]['row_id']} has no weight of the teacher .* give one as alpha="
+    ):
+        SoftLabelCollator(store, collate=lengths)(items)
+    assert SoftLabelCollator(store, collate=lengths)([items[0], items[2]])["kd_alpha"].tolist() == [1.0, 1.0]
     general = SoftLabelCollator(store, alpha=0.25, collate=lengths, own_alpha=False)(items)["kd_alpha"].tolist()
     assert general == [0.25] * 4
 

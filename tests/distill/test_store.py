@@ -237,6 +237,18 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
         SoftLabelStore(path)
 
 
+def test_a_file_damaged_after_it_was_opened_is_an_error_of_the_store(tmp_path: Path) -> None:
+    head = header(mode="topk", classes=20, k=3)
+    path = written(tmp_path / "s.parquet", head, some_table(head, 4000))
+    store = SoftLabelStore(path, memory=1)
+    whole = bytearray(path.read_bytes())
+    whole[4 + 16 * 4000 + 100 : -5000] = bytes(len(whole) - 4 - 16 * 4000 - 100 - 5000)
+    path.write_bytes(whole)
+    for reading in (lambda: store.read(np.arange(3)), lambda: list(store.batches())):
+        with pytest.raises(SoftLabelError, match=r"s\.parquet cannot be read, it is damaged or gone"):
+            reading()
+
+
 def test_ids_beyond_the_classes_are_damage(tmp_path: Path) -> None:
     head = header(mode="topk", classes=20, k=3)
     table = some_table(head, 3)

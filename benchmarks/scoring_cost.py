@@ -3,10 +3,12 @@
     python -m benchmarks.scoring_cost --rows 60000 [--vectors REAL.npy] [--metric coverage ...] [--device cuda]
 
     assign       nearest of k centroids: this project, faiss (IndexFlatIP), scikit-learn (KMeans.predict) and the bare
-                 matrix product of as many operations, from memory; and from Parquet to Parquet
+                 matrix product of as many operations, from memory; and from Parquet to Parquet. On an accelerator:
+                 beside the copy of the rows there through two page-locked buffers
     prototypes   fit on a sample, then assign all: faiss.Kmeans (spherical), sklearn MiniBatchKMeans + transform
     knn_density  cosines to 10 neighbours: all pairs up to 200,000 rows, else lists; sklearn NearestNeighbors (brute),
-    typicality   faiss flat or IVF with as many lists and probes; 20 neighbours
+    typicality   faiss flat or IVF with as many lists and probes; 20 neighbours. On an accelerator: beside products of
+                 blocks and topk in torch
     coverage     1,000,000 draws; the published algorithm row by row in numpy, some draws, scaled up
     prototypes_supervised   class means; sklearn NearestCentroid and distances
 
@@ -29,8 +31,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.common import Row, finished, record, table, with_the_processors_own_blas
-from benchmarks.prototypes import Product
-from benchmarks.vectors import Rows, embedded, floats
+from benchmarks.scoring_rivals import LITERAL_DRAWS, SHARD, copy_there, draw_by_draw, topk_there
+from benchmarks.vectors import Rows, embedded, floats, widened
 from datapipe.metrics.assign import CHUNK_ROWS, Assigner
 from datapipe.metrics.class_means import ClassSums, class_distance
 from datapipe.metrics.coverage import DRAWS, coverage
@@ -50,10 +52,8 @@ if TYPE_CHECKING:
     from datapipe.storage.arrays import Float32
 
 NAME = "scoring_cost"
-SHARD = 65_536
 PROBES = 32
 SAMPLED = 10_000
-LITERAL_DRAWS = 200
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,18 @@ def sample_of(data: Data, size: int) -> Float32:
 
 def assign(data: Data) -> dict[str, Way]:
     """Nearest of k centroids that all ways share."""
+    centroids = sample_of(data, data.k)
+    if data.device != "cpu":
+        there = Assigner(centroids, device=data.device)
+        return {
+            "ours": Way(lambda: there.assign_bfloat16(data.bits)),
+            "copy there, two buffers": Way(lambda: copy_there(data.bits, data.device)),
+        }
     import faiss
     from sklearn.cluster import KMeans
 
-    centroids = sample_of(data, data.k)
+    from benchmarks.prototypes import Product
+
     index = faiss.IndexFlatIP(centroids.shape[1])
     index.add(centroids)
     kmeans = KMeans(len(centroids), init=centroids, n_init=1, max_iter=1).fit(centroids)
@@ -167,9 +175,6 @@ def prototypes(data: Data) -> dict[str, Way]:
 
 def neighbours(data: Data, k: int, score: Callable[[Float32], Float32]) -> dict[str, Way]:
     """Cosines to the k nearest."""
-    import faiss
-    from sklearn.neighbors import NearestNeighbors
-
     rows = len(data.bits)
     lists = 1 if rows <= EXACT_ROWS else round(rows**0.5)
 
@@ -187,6 +192,12 @@ def neighbours(data: Data, k: int, score: Callable[[Float32], Float32]) -> dict[
 
     queries = sample_of(data, SAMPLED)
     share = len(queries) / rows
+    if data.device != "cpu":
+        there = Way(lambda: topk_there(data.bits, queries, k, data.device), share)
+        return {"ours": Way(ours), "torch topk of all": there}
+    import faiss
+    from sklearn.neighbors import NearestNeighbors
+
     index: Any = faiss.IndexFlatIP(data.vectors.shape[1])
     if lists > 1:
         quantizer = faiss.IndexFlatIP(data.vectors.shape[1])
@@ -206,20 +217,11 @@ def neighbours(data: Data, k: int, score: Callable[[Float32], Float32]) -> dict[
 
 def covered(data: Data) -> dict[str, Way]:
     """Coverage, and the published loop over draws."""
-    columns, wide = np.ascontiguousarray(data.bits.T), data.vectors
-    chance = np.random.default_rng(0)
-
-    def literal() -> None:
-        for _ in range(LITERAL_DRAWS):
-            flat = wide[:, chance.choice(wide.shape[1], 2, replace=False)]
-            point = chance.triangular(flat.min(axis=0), np.median(flat, axis=0), flat.max(axis=0))
-            winner = int(np.abs(flat - point).sum(axis=1).argmin())
-            apart = np.abs(flat - flat[winner]).sum(axis=1)
-            nearest = np.argpartition(apart, min(1000, len(apart) - 1))[:1000]
-            loss = 1.0 / np.maximum(apart[nearest], 1e-8) ** 4
-            _ = loss / loss.sum()
-
-    return {"ours": Way(lambda: coverage(columns, seed=0)), "numpy loop": Way(literal, LITERAL_DRAWS / DRAWS)}
+    columns = np.ascontiguousarray(data.bits.T)
+    return {
+        "ours": Way(lambda: coverage(columns, seed=0)),
+        "numpy loop": Way(lambda: draw_by_draw(data.vectors), LITERAL_DRAWS / DRAWS),
+    }
 
 
 def class_means(data: Data) -> dict[str, Way]:
@@ -281,6 +283,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--k", type=int, default=1000, help="centroids of assign and prototypes")
+    parser.add_argument("--dim", type=int, help="a multiple of 384: vectors side by side; default 384")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--metric", action="append", choices=METRICS)
@@ -291,6 +294,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         real = embedded(asked.texts, asked.vectors or folder / "real.npy")
+        if asked.dim:
+            real = widened(real, asked.dim)
         bits = Rows(real).all_codes(asked.rows)
         vectors = floats(bits)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -9,6 +9,7 @@ The first rows are the real ones. Where more are asked for, they come round agai
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.common import ROOT
+from datapipe.metrics.pool import usable_cpus
 from datapipe.storage.vectors import codes, encode, normalise
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 COSINE = 0.9
 """Of a repeated row to the real one; two repeats of one row are at about its square."""
 _BANK = 65_536
+_BLOCK = 8192
 _BATCH = 10_000
 
 
@@ -47,7 +50,7 @@ def embedded_texts(texts_: list[str]) -> Float32:
     from datapipe.embedding.text import embed_texts
     from datapipe.stages.embedder import Embedder
 
-    model = Embedder("default", device="cpu")
+    model = Embedder("default", device="auto")
     parts = [texts_[start : start + _BATCH] for start in range(0, len(texts_), _BATCH)]
     return np.concatenate([embed_texts(model.worker(), part, model=model.name).vectors for part in parts])
 
@@ -64,6 +67,12 @@ def floats(bits: NDArray[np.uint16]) -> Float32:
     """The numbers with these bits, float32 of the same shape."""
     vectors: Float32 = (bits.astype("<u4") << np.uint32(16)).view("<f4")
     return vectors
+
+
+def widened(real: Float32, dim: int) -> Float32:
+    """Vectors of a multiple of their dims: each beside others of the same set, float32 (rows, dim), unit length."""
+    parts = [np.roll(real, 7919 * turn, axis=0) for turn in range(dim // real.shape[1])]
+    return normalise(np.concatenate(parts, axis=1))[0]
 
 
 class Rows:
@@ -100,6 +109,10 @@ class Rows:
     def all_codes(self, rows: int) -> NDArray[np.uint16]:
         """The first `rows` rows."""
         bits = np.empty((rows, self.dim), np.uint16)
-        for start in range(0, rows, _BANK):
-            bits[start : start + _BANK] = self.codes(start, min(start + _BANK, rows))
+
+        def make(start: int) -> None:
+            bits[start : start + _BLOCK] = self.codes(start, min(start + _BLOCK, rows))
+
+        with ThreadPoolExecutor(usable_cpus()) as pool:
+            list(pool.map(make, range(0, rows, _BLOCK)))
         return bits

@@ -72,6 +72,17 @@ def test_threads_change_no_bit(tmp_path: Path) -> None:
     assert (one.rows.tolist(), one.kept.tolist()) == (three.rows.tolist(), three.kept.tolist())
 
 
+def test_the_way_of_an_accelerator_finds_the_same(tmp_path: Path) -> None:
+    lists, near = one_list(some(), tmp_path / "lists")
+    # To torch `cpu:0` is the processor; to this project it is a device that is not the host.
+    one, other = (
+        semantic_duplicates(lists, near, np.arange(1540), threshold=THRESHOLD, device=device)
+        for device in ("cpu", "cpu:0")
+    )
+    assert one.similarity.tobytes() == other.similarity.tobytes()
+    assert (one.rows.tolist(), one.kept.tolist()) == (other.rows.tolist(), other.kept.tolist())
+
+
 def test_more_pairs_than_memory_is_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datapipe.dedup.semantic.MOST_PAIRS", 100)
     lists, near = one_list(some(), tmp_path / "lists")

@@ -67,8 +67,9 @@ def curate(out: str, files: list[str], metric: MetricName) -> None:
     import datapipe
 
     result = datapipe.curate(files, out=out, keep=KEEP, metric=metric, embedding_column="vector")
+    cpu = round(time.process_time(), 1)
     told = {timing.stage: round(timing.seconds, 1) for timing in result.timings}
-    print(json.dumps({"stages": told, "kept": result.counts["kept"], "peak_rss": peak_memory()}))
+    print(json.dumps({"stages": told, "kept": result.counts["kept"], "peak_rss": peak_memory(), "cpu": cpu}))
 
 
 def measure(files: list[Path], out: Path, count: int, *, metric: str) -> Row:
@@ -82,6 +83,7 @@ def measure(files: list[Path], out: Path, count: int, *, metric: str) -> Row:
     told = json.loads(done.stdout.splitlines()[-1])
     row = {
         "seconds": round(seconds, 1),
+        "cpu_s": told["cpu"],
         "rows_per_s": round(count / seconds),
         "kept": told["kept"],
         **{f"{stage}_s": taken for stage, taken in told["stages"].items()},

@@ -12,13 +12,15 @@
     coverage     1,000,000 draws; the published algorithm row by row in numpy, some draws, scaled up
     prototypes_supervised   class means; sklearn NearestCentroid and distances
 
-Methods take turns, `--rounds` times, and a ratio is the median over rounds of the rival's time by ours. Rivals that
-would take too long answer a sample of the queries and are scaled; `of` says how many. Vectors: benchmarks/vectors.py.
+Methods take turns, `--rounds` times, and a ratio is the median over rounds of the rival's time by ours: of the wall
+clock, and of the processor's time, which other load changes less (not with an accelerator, for which the host waits).
+Rivals that would take too long answer a sample and are scaled; `of` says how many. Vectors: benchmarks/vectors.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -31,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.common import Row, finished, record, table, with_the_processors_own_blas
-from benchmarks.scoring_rivals import LITERAL_DRAWS, SHARD, copy_there, draw_by_draw, topk_there
+from benchmarks.scoring_rivals import LITERAL_DRAWS, SHARD, copy_there, draw_by_draw, topk_there, write_vectors
 from benchmarks.vectors import Rows, embedded, floats, widened
 from datapipe.metrics.assign import CHUNK_ROWS, Assigner
 from datapipe.metrics.class_means import ClassSums, class_distance
@@ -42,7 +44,7 @@ from datapipe.metrics.pool import usable_cpus
 from datapipe.metrics.prototypes import fit_prototypes, scores_of
 from datapipe.storage.lists import build_lists
 from datapipe.storage.parquet import open_writer, write_table
-from datapipe.storage.vectors import codes, encode, vector_field
+from datapipe.storage.vectors import codes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,14 +137,6 @@ def assign(data: Data) -> dict[str, Way]:
         "faiss IndexFlatIP": Way(lambda: index.search(some, 1), share),
         "scikit-learn KMeans.predict": Way(lambda: kmeans.predict(some), share),
     }
-
-
-def write_vectors(bits: NDArray[np.uint16], path: Path) -> None:
-    """A Parquet file as the pipeline has it."""
-    schema = pa.schema([vector_field("vector", dim=bits.shape[1], model="", digest="", normalised=True)])
-    with open_writer(path, schema) as writer:
-        for start in range(0, len(bits), SHARD):
-            write_table(writer, pa.table([encode(floats(bits[start : start + SHARD]))], schema=schema))
 
 
 def prototypes(data: Data) -> dict[str, Way]:
@@ -261,18 +255,25 @@ METRICS: dict[str, Callable[[Data], dict[str, Way]]] = {
 def measure(metric: str, data: Data, *, rounds: int, config: Row) -> None:
     """Time all ways in turns and record a row for each."""
     ways = METRICS[metric](data)
-    taken: dict[str, list[float]] = {name: [] for name in ways}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            begun = time.perf_counter()
+            begun, busy = time.perf_counter(), time.process_time()
             way.run()
-            taken[name].append((time.perf_counter() - begun) / way.share)
+            times = (time.perf_counter() - begun) / way.share, (time.process_time() - busy) / way.share
+            taken[name].append(times)
     for name, way in ways.items():
-        ratios = [theirs / ours for theirs, ours in zip(taken[name], taken["ours"], strict=True)]
+        wall, cpu = (
+            [theirs[kind] / ours[kind] for theirs, ours in zip(taken[name], taken["ours"], strict=True)]
+            for kind in (0, 1)
+        )
         row = {
-            "seconds": round(statistics.median(taken[name]), 2),
-            "times_ours": round(statistics.median(ratios), 3),
+            "seconds": round(statistics.median(time_ for time_, _ in taken[name]), 2),
+            "cpu_seconds": round(statistics.median(time_ for _, time_ in taken[name]), 2),
+            "times_ours": round(statistics.median(wall), 3),
+            "times_ours_cpu": round(statistics.median(cpu), 3),
             "of": round(len(data.bits) * way.share) if way.share < 1 and metric != "coverage" else None,
+            "load": round(os.getloadavg()[0], 1),
         }
         record(NAME, row, {**config, "metric": metric, "way": name})
         print(metric, name, row, flush=True)

@@ -1,12 +1,19 @@
-"""What `benchmarks/scoring_cost.py` compares with where no library has it in one call."""
+"""What `benchmarks/scoring_cost.py` compares with where no library has it in one call, and its file of vectors."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+
+from benchmarks.vectors import floats
+from datapipe.storage.parquet import open_writer, write_table
+from datapipe.storage.vectors import encode, vector_field
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from datapipe.storage.arrays import Float32
@@ -61,3 +68,11 @@ def draw_by_draw(vectors: Float32) -> None:
         nearest = np.argpartition(apart, min(1000, len(apart) - 1))[:1000]
         loss = 1.0 / np.maximum(apart[nearest], 1e-8) ** 4
         _ = loss / loss.sum()
+
+
+def write_vectors(bits: NDArray[np.uint16], path: Path) -> None:
+    """A Parquet file as the pipeline has it."""
+    schema = pa.schema([vector_field("vector", dim=bits.shape[1], model="", digest="", normalised=True)])
+    with open_writer(path, schema) as writer:
+        for start in range(0, len(bits), SHARD):
+            write_table(writer, pa.table([encode(floats(bits[start : start + SHARD]))], schema=schema))

@@ -156,8 +156,11 @@ def merge(work: Path) -> None:
 
 
 def shared(rows: list[Row], plain: Iterable[Row]) -> list[Row]:
-    """Rows of `pruning_images` for the cells that have a row with a teacher: the same rows, recipe and seed."""
-    wanted = {_cell(row) for row in rows if not row["noise"]}
+    """Rows of `pruning_images` for the cells that have a row with a teacher, and those of all rows of the set.
+
+    They have the same rows, recipe and seed; all rows have the same size of network and number of steps.
+    """
+    wanted = {_cell(row) for row in rows if not row["noise"]} | {_size(row) for row in rows}
     return [
         {
             **{name: (row | told())[name] for name in _SHORT},
@@ -167,13 +170,17 @@ def shared(rows: list[Row], plain: Iterable[Row]) -> list[Row]:
             "commit": row["commit"],
         }
         for row in plain
-        if _cell(row) in wanted
+        if _cell(row) in wanted or (row["method"] == "full" and _size(row) in wanted)
     ]
 
 
 def _cell(row: Row) -> str:
     kept = {name: row[name] for name in ("dataset", "fraction", "method", "seed", "recipe", "setting")}
     return json.dumps(kept, sort_keys=True)
+
+
+def _size(row: Row) -> str:
+    return json.dumps([row["dataset"], *(row["recipe"][name] for name in ("steps", "batch_rows", "width"))])
 
 
 def _main_teacher(rows: list[Row], dataset: str) -> str | None:

@@ -14,7 +14,6 @@ and for a course that leaves the numbers, `ModelError` for a folder that holds n
 from __future__ import annotations
 
 import re
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -149,19 +148,27 @@ class TextTrainer:
         descent = torch.optim.AdamW(networks.groups(recipe.weight_decay), fused=True)
         truth = torch.from_numpy(np.maximum(labels, 0)).to(self._place)
         drawn, longest = self._order(arms, seeds)
-        with self._narrow():
-            for step, (rows, widths) in enumerate(zip(drawn, longest, strict=True)):
-                for piece, width in zip(rows.split(self._piece, 1), widths, strict=True):
-                    said = networks.logits(*self._train.batch(piece, width))
-                    loss = functional.cross_entropy(said.flatten(0, 1), truth[piece].flatten(), reduction="sum")
-                    (loss / recipe.batch_rows).backward()  # type: ignore[no-untyped-call]
-                share = one_cycle(step, recipe.steps, warm=_WARM)
-                rates = (recipe.learning_rate, recipe.learning_rate, recipe.head_rate)
-                for group, rate in zip(descent.param_groups, rates, strict=True):
-                    group["lr"] = share * rate
-                descent.step()
-                descent.zero_grad()
-            return self._predicted(networks, seeds)
+        for step, (rows, widths) in enumerate(zip(drawn, longest, strict=True)):
+            for piece, width in zip(rows.split(self._piece, 1), widths, strict=True):
+                said = self._said(networks, *self._train.batch(piece, width))
+                loss = functional.cross_entropy(said.flatten(0, 1), truth[piece].flatten(), reduction="sum")
+                (loss / recipe.batch_rows).backward()  # type: ignore[no-untyped-call]
+            share = one_cycle(step, recipe.steps, warm=_WARM)
+            rates = (recipe.learning_rate, recipe.learning_rate, recipe.head_rate)
+            for group, rate in zip(descent.param_groups, rates, strict=True):
+                group["lr"] = share * rate
+            descent.step()
+            descent.zero_grad()
+        return self._predicted(networks, seeds)
+
+    def _said(self, networks: Networks, ids: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        if self._place.type != "cuda":
+            return networks.logits(ids, there)
+        # Left again before the weights move: inside, autocast would go on with the copies that it has made of them.
+        with torch.autocast("cuda", torch.bfloat16):
+            return networks.logits(ids, there)
 
     def _order(self, arms: Sequence[Int64], seeds: Sequence[int]) -> tuple[torch.Tensor, list[list[int]]]:
         """Texts of each step, (steps, networks, batch), those of a batch by length, and the width of each piece."""
@@ -185,7 +192,7 @@ class TextTrainer:
         with torch.no_grad():
             for rows in np.array_split(order, -(-len(order) // _PREDICTED_AT_ONCE)):
                 place = torch.from_numpy(rows).to(self._place).expand(len(seeds), -1)
-                said = networks.logits(*self._test.batch(place, int(lengths[rows].max())))
+                said = self._said(networks, *self._test.batch(place, int(lengths[rows].max())))
                 if not bool(said.isfinite().all()):
                     raise MetricError(
                         f"a training with one of the seeds {list(seeds)} left the finite numbers; lower the learning "
@@ -193,11 +200,6 @@ class TextTrainer:
                     )
                 found[:, rows] = said.argmax(2).cpu().numpy()
         return found
-
-    def _narrow(self) -> Any:
-        import torch
-
-        return torch.autocast("cuda", torch.bfloat16) if self._place.type == "cuda" else nullcontext()
 
     def _padded(self, tokenizer: Any, texts: Sequence[str]) -> _Texts:
         ids = [each.ids for each in tokenizer.encode(texts)]

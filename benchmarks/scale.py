@@ -30,7 +30,7 @@ from datapipe.storage.parquet import open_writer, write_table
 from datapipe.storage.vectors import encode, vector_field
 
 if TYPE_CHECKING:
-    from datapipe.config import MetricName
+    from datapipe.config import CurateOptions, MetricName
 
 FILE_ROWS = 1_000_000
 BATCH_ROWS = 65_536
@@ -62,20 +62,21 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def curate(out: str, files: list[str], metric: MetricName) -> None:
+def curate(out: str, files: list[str], metric: MetricName, prototypes: int | None) -> None:
     """Curate in this process and print its timings and peak memory."""
     import datapipe
 
-    result = datapipe.curate(files, out=out, keep=KEEP, metric=metric, embedding_column="vector")
+    options: CurateOptions = {"keep": KEEP, "metric": metric, "embedding_column": "vector", "prototypes": prototypes}
+    result = datapipe.curate(files, out=out, **options)
     cpu = round(time.process_time(), 1)
     told = {timing.stage: round(timing.seconds, 1) for timing in result.timings}
     print(json.dumps({"stages": told, "kept": result.counts["kept"], "peak_rss": peak_memory(), "cpu": cpu}))
 
 
-def measure(files: list[Path], out: Path, count: int, *, metric: str) -> Row:
+def measure(files: list[Path], out: Path, count: int, *, options: list[str]) -> Row:
     """Curate the files in a process of its own, say what it took, and take the run away."""
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "benchmarks.scale", "--metric", metric, "--curate", str(out), *map(str, files)]
+    command = [sys.executable, "-m", "benchmarks.scale", *options, "--curate", str(out), *map(str, files)]
     load = os.getloadavg()[0]
     begun = time.perf_counter()
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -101,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 3_000_000, 10_000_000])
     parser.add_argument("--metric", default="prototypes")
+    parser.add_argument("--prototypes", type=int, help="default: the root of the rows")
     parser.add_argument("--texts", type=Path, help="Parquet file with a column text; default: the texts of data/")
     parser.add_argument("--vectors", type=Path, help=".npy where their vectors are kept; default: beside the source")
     parser.add_argument("--folder", type=Path, help="where source and run lie; 3.5 kB a row are free there")
@@ -108,8 +110,9 @@ def main() -> None:
     parser.add_argument("--curate", nargs="+", metavar=("OUT", "FILE"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.curate:
-        curate(asked.curate[0], asked.curate[1:], asked.metric)
+        curate(asked.curate[0], asked.curate[1:], asked.metric, asked.prototypes)
         return
+    options = ["--metric", asked.metric, *(["--prototypes", str(asked.prototypes)] if asked.prototypes else [])]
     with tempfile.TemporaryDirectory() as temporary:
         folder = asked.folder or Path(temporary)
         real = embedded(asked.texts, asked.vectors or folder / "real.npy")
@@ -117,7 +120,8 @@ def main() -> None:
             files = make_source(Rows(real), folder / "source", count)
             if not asked.make_only:
                 config = {"rows": count, "dim": real.shape[1], "metric": asked.metric, "real_rows": len(real)}
-                print(record("scale", measure(files, folder / "run", count, metric=asked.metric), config), flush=True)
+                config["prototypes"] = asked.prototypes or "root of rows"
+                print(record("scale", measure(files, folder / "run", count, options=options), config), flush=True)
     print(table("scale"))
 
 

@@ -23,7 +23,7 @@ def write(name: str, *, current: Callable[[dict[str, Any]], bool] = bool) -> Non
     _write(name, rows)
     tables = {
         f"{name}_means": means(rows),
-        f"{name}_worst": means([{**row, "accuracy": row["worst_class"]} for row in rows]),
+        f"{name}_worst": means(rows, of="worst_class"),
         f"{name}_gaps": gaps(rows),
     }
     for each, found in tables.items():

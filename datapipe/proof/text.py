@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datapipe.errors import MetricError
+from datapipe.errors import MetricError, ModelError
 from datapipe.proof.heads import batches, check_arms
 from datapipe.proof.images import one_cycle
 from datapipe.proxies.heads import each_head
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from datapipe.workers.folder import ModelFolder
 
 _SPARE = re.compile(rf"^(\w+\.)?({'|'.join(map(re.escape, UNUSED_TENSORS))})")
-_STACKED = frozenset({"bert", "distilbert", "mpnet", "roberta"})
+_STACKED = frozenset({"bert", "camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta"})
 """Architectures whose forward pass computes several networks with stacked weights."""
 _TOGETHER = 15
 _PIECES = {"cpu": 4, "cuda": 1}
@@ -79,7 +79,8 @@ class TextTrainer:
 
     Raises:
         ItemError: A text is none; holds its index.
-        ModelError: The model is no encoder, or a tensor is missing, left over, or of another shape.
+        ModelError: The model is no encoder, a tensor is missing, left over, or of another shape, or networks of its
+            architecture are not trained as one.
         ModelNotFoundError: There is no such model.
     """
 
@@ -107,8 +108,13 @@ class TextTrainer:
         self._folder, self._config = layout.encoder, config_of(layout.encoder)
         # Both ways of training, one network and several, then compute the same sums.
         self._config._attn_implementation = "eager"  # noqa: SLF001 - what transformers names it
-        stackable = self._place.type != "cpu" and self._config.model_type in _STACKED
-        self._together = together or (_TOGETHER if stackable else 1)
+        stackable = self._config.model_type in _STACKED
+        if together > 1 and not stackable:
+            raise ModelError(
+                f"model {self._folder.name}: networks of model_type {self._config.model_type} are not trained as one; "
+                f"those of {', '.join(sorted(_STACKED))} are, others with together=1"
+            )
+        self._together = together or (_TOGETHER if stackable and self._place.type != "cpu" else 1)
         self._piece = -(-recipe.batch_rows // _PIECES.get(self._place.type, 1))
         longest = min(recipe.max_length, positions_of(self._config))
         tokenizer = TextTokenizer(layout.encoder, max_length=longest, lower=layout.lower)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from datapipe.errors import MetricError, ModelNotFoundError
+from datapipe.errors import MetricError, ModelError, ModelNotFoundError
 from datapipe.proof.networks import open_networks
 from datapipe.proof.text import TextRecipe, TextTrainer
 from tests.workers.tiny import text_folder
@@ -88,6 +88,11 @@ def test_what_cannot_be_learnt_is_refused(tmp_path: Path) -> None:
         trainer.train_many(np.zeros_like(labels), [np.arange(40)], [0], classes=2)
     with pytest.raises(ModelNotFoundError):
         TextTrainer(texts, texts, model=str(tmp_path / "none"), recipe=RECIPE)
+    other = tmp_path / "other"
+    other.mkdir()
+    text_folder(other, "modernbert", mapping="MODEL_MAPPING")
+    with pytest.raises(ModelError, match="networks of model_type modernbert are not trained as one"):
+        TextTrainer(texts, texts, model=str(other), recipe=RECIPE, together=2)
 
 
 @pytest.mark.slow

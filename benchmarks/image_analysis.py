@@ -106,7 +106,9 @@ def analysed(
         for fraction in fractions:
             best = chosen(setting_of("default_labels", fraction, ours), scores, groups, fraction=fraction, seed=0)
             for name, setting in _cuts(fraction, ours).items():
-                if not setting.reads <= set(scores) or (encoder != main and name in METHODS and name not in BY_VECTORS):
+                if not setting.reads <= {*scores, *groups} or (
+                    encoder != main and name in METHODS and name not in BY_VECTORS
+                ):
                     continue
                 kept = chosen(setting, scores, groups, fraction=fraction, seed=0)
                 about = {"part": "kept", "encoder": encoder, "fraction": fraction, "method": name}

@@ -16,7 +16,7 @@ from datapipe.selection.plan import Plan
 from datapipe.selection.presets import get_preset
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from datapipe.storage.arrays import Float32, Int32, Int64
 
@@ -32,8 +32,10 @@ PRESETS = {
 """Method slug: preset of the selection engine, score that it reads."""
 OURS = {"default_label_free": "label_free", "default_labels": "labels"}
 """Method slug: which choice on validation images it takes."""
-ATTEMPTS = {"elfs_network": "clusters"}
-"""A further one, in a table of its own: AUM of the network itself, trained on cluster labels as in ELFS."""
+ATTEMPTS = {"elfs_network": "clusters", "elfs_agreed": "agreed", "densities": "densities"}
+"""Further ones, in a table of their own: AUM of the network itself, trained on cluster labels as in ELFS, by k-means or
+by what neighbours agree on; and the mean rank of the neighbours' density of all encoders."""
+_COURSES = {"clusters": "cluster_course", "agreed": "agreed_course"}
 BY_VECTORS = ("prototypes_hard", "prototypes_easy", "default_label_free")
 """Methods that read vectors and no labels: their strata are never classes, and each encoder has its rows."""
 METHODS = (*PRESETS, *OURS)
@@ -77,8 +79,8 @@ class Setting:
 
     @property
     def reads(self) -> set[str]:
-        """The scores that it needs."""
-        return {self.score} if self.place is None else {self.score, self.place}
+        """The scores and groups that it needs."""
+        return {each for each in (self.score, self.place, self.group) if each is not None}
 
 
 def setting_from(values: Mapping[str, Any]) -> Setting:
@@ -109,26 +111,46 @@ def candidates(fraction: float, choice: str) -> dict[str, Setting]:
     """Settings to choose from at a fraction, by name; the choice is a value of `OURS` or `ATTEMPTS`."""
     windows = next(starts for most, starts in _WINDOWS if fraction <= most)
     more = _MORE if fraction <= FEW else windows[::2]
+    if choice in _COURSES:
+        return _by_course(_COURSES[choice], more, balanced=choice == "agreed")
+    if choice == "densities":
+        return {
+            f"densities from {start}": Setting(score="densities", plan=Plan(order="hard", trim_hard=start))
+            for start in (_MORE if fraction <= FEW else windows)
+        }
+    return _label_free(windows, more) if choice == "label_free" else _labels(windows, more)
+
+
+def _by_course(score: str, starts: Sequence[float], *, balanced: bool) -> dict[str, Setting]:
     found = {}
-    if choice == "label_free":
-        found["random in clusters"] = Setting(
-            score="pseudo_label_aum", plan=Plan(order="random", strata="group", quota="equal"), group="cluster"
-        )
-        for start in windows:
-            plan = Plan(order="hard", trim_hard=start)
-            found[f"pseudo_label_aum from {start}"] = Setting(score="pseudo_label_aum", plan=plan)
-            if start in more:
-                balanced = replace(plan, strata="group", quota="fill", floor_ratio=0.9)
-                name = f"pseudo_label_aum from {start} in clusters"
-                found[name] = Setting(score="pseudo_label_aum", plan=balanced, group="cluster")
-                found[f"knn_density from {start}"] = Setting(score="knn_density", plan=plan)
-        found["coverage"] = Setting(score="coverage", plan=Plan(order="hard"))
-        return found
-    if choice == "clusters":
-        for start in more:
-            plan = Plan(order="hard", trim_hard=start)
-            found[f"cluster_course from {start}"] = Setting(score="cluster_course", plan=plan)
-        return found
+    for start in starts:
+        plan = Plan(order="hard", trim_hard=start)
+        found[f"{score} from {start}"] = Setting(score=score, plan=plan)
+        if balanced:
+            shared = replace(plan, strata="group", quota="fill", floor_ratio=0.9)
+            found[f"{score} from {start} in clusters"] = Setting(score=score, plan=shared, group="agreed")
+    return found
+
+
+def _label_free(windows: Sequence[float], more: Sequence[float]) -> dict[str, Setting]:
+    found = {}
+    found["random in clusters"] = Setting(
+        score="pseudo_label_aum", plan=Plan(order="random", strata="group", quota="equal"), group="cluster"
+    )
+    for start in windows:
+        plan = Plan(order="hard", trim_hard=start)
+        found[f"pseudo_label_aum from {start}"] = Setting(score="pseudo_label_aum", plan=plan)
+        if start in more:
+            balanced = replace(plan, strata="group", quota="fill", floor_ratio=0.9)
+            name = f"pseudo_label_aum from {start} in clusters"
+            found[name] = Setting(score="pseudo_label_aum", plan=balanced, group="cluster")
+            found[f"knn_density from {start}"] = Setting(score="knn_density", plan=plan)
+    found["coverage"] = Setting(score="coverage", plan=Plan(order="hard"))
+    return found
+
+
+def _labels(windows: Sequence[float], more: Sequence[float]) -> dict[str, Setting]:
+    found = {}
     found["random in classes"] = Setting(score="aum", plan=Plan(order="random", strata="group"), group="label")
     for start in windows:
         plan = Plan(order="hard", trim_hard=start, strata="group", quota="fill")

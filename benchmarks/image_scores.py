@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from datapipe.proof.images import ImageTrainer
     from datapipe.storage.arrays import Float32, Int32, Int64
 
@@ -25,6 +27,9 @@ ROUNDS = 30
 COURSE_SEED = 1000
 COURSES = ("el2n", "aum", "dual", "forgetting", "mean_probability")
 VECTOR_SCORES = ("prototypes", "pseudo_label_aum", "knn_density", "coverage")
+GROUPS = ("cluster", "agreed")
+"""Clusters by k-means, and those that neighbours agree on."""
+DENSITIES = "densities"
 NEIGHBOURS = 10
 
 
@@ -106,6 +111,13 @@ def of_vectors(vectors: Float32, *, classes: int, threads: int) -> tuple[dict[st
     return scores, clusters, seconds
 
 
+def mean_rank(scores: Sequence[Float32]) -> Float32:
+    """Return the mean rank of each row by some scores, as a part of the rows, float32 (rows,)."""
+    ranks = [np.argsort(np.argsort(each, kind="stable"), kind="stable") for each in scores]
+    found: Float32 = (np.mean(ranks, axis=0) / len(scores[0])).astype(np.float32)
+    return found
+
+
 def save(folder: Path, scores: dict[str, Float32], seconds: dict[str, float], *, prefix: str = "") -> None:
     """Write scores, and add their seconds to those known."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +135,7 @@ def read(folder: Path, encoder: str) -> tuple[dict[str, Float32], dict[str, Int3
         for path in folder.glob(f"{prefix}*.npy"):
             name = path.name.removeprefix(prefix).removesuffix(".npy")
             if "." not in name:
-                (groups if name == "cluster" else scores)[name] = np.load(path)
+                (groups if name in GROUPS else scores)[name] = np.load(path)
         told = folder / f"{prefix}seconds.json"
         if told.is_file():
             seconds |= json.loads(told.read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import common
-from benchmarks.image_plans import BY_VECTORS, EARLIER, METHODS, SUPERVISED, candidates, choice_seeds
+from benchmarks.image_plans import ATTEMPTS, BY_VECTORS, EARLIER, METHODS, SUPERVISED, candidates, choice_seeds
 from datapipe.proof.statistics import compare_unpaired, interval
 
 if TYPE_CHECKING:
@@ -89,7 +89,9 @@ def merge(work: Path, *, main_encoder: str) -> None:
     _write("pruning_images_means", means(rows))
     _write("pruning_images_worst", means(rows, of="worst_class"))
     _write("pruning_images_gaps", gaps(rows))
-    for name in ("pruning_images_means", "pruning_images_worst", "pruning_images_gaps"):
+    further = [row for row in gaps([*rows, *common.rows("pruning_images_attempts")]) if row["method"] in ATTEMPTS]
+    _write("pruning_images_attempts_gaps", further)
+    for name in ("pruning_images_means", "pruning_images_worst", "pruning_images_gaps", "pruning_images_attempts_gaps"):
         print(common.table(name))
 
 
@@ -119,7 +121,9 @@ def gaps(rows: list[Row]) -> list[Row]:
         if method in {"random", "full"}:
             continue
         for fraction, accuracies in sorted(own.items()):
-            random = grouped.get((dataset, encoder, "random"), {}).get(fraction)
+            # Random rows read no vectors: those of another encoder serve as well.
+            same = [(dataset, encoder, "random"), *(key for key in grouped if key[::2] == (dataset, "random"))]
+            random = next((grouped[key][fraction] for key in same if fraction in grouped.get(key, {})), None)
             if random is None:
                 continue
             told = compare_unpaired(accuracies, random)
@@ -141,7 +145,7 @@ def gaps(rows: list[Row]) -> list[Row]:
 
 
 def _by_method(rows: list[Row], of: str = "accuracy") -> dict[tuple[str, str, str], dict[float, list[float]]]:
-    order = {method: place for place, method in enumerate((*METHODS, *EARLIER, "full"))}
+    order = {method: place for place, method in enumerate((*METHODS, *EARLIER, *ATTEMPTS, "full"))}
     found: dict[tuple[str, str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in sorted(rows, key=lambda row: (row["dataset"], row["encoder"], order[row["method"]], row["seed"])):
         found[row["dataset"], row["encoder"], row["method"]][row["fraction"]].append(row[of])

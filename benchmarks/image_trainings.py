@@ -133,8 +133,8 @@ def parts_of(held: NDArray[np.bool_]) -> tuple[Int64, Int64]:
 
 def recipe_of(options: argparse.Namespace) -> ImageRecipe:
     recipe = ImageRecipe(steps=options.steps or _steps(options), batch_rows=options.batch_rows, width=options.width)
-    # Clothes are shown upright and facing as they lie.
-    return recipe if "mnist" not in name_of(options) else replace(recipe, cutout=6)
+    # Clothes are shown upright, and as they were laid.
+    return recipe if "mnist" not in name_of(options) else replace(recipe, cutout=6, flip=False)
 
 
 def frozen(options: argparse.Namespace, fraction: float) -> ImageRecipe:

@@ -15,17 +15,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks import image_analysis, image_scores, image_tables
-from benchmarks.common import record, table
+from benchmarks import image_scores, image_scoring, image_tables
 from benchmarks.image_plans import (
     ATTEMPTS,
     BY_VECTORS,
@@ -37,9 +35,8 @@ from benchmarks.image_plans import (
     chosen,
     setting_of,
 )
+from benchmarks.image_scoring import MAIN
 from benchmarks.image_trainings import (
-    CLASSES,
-    STEPS,
     Task,
     frozen,
     measure,
@@ -59,9 +56,6 @@ if TYPE_CHECKING:
     from datapipe.storage.arrays import Int64
 
 RAW_SIDE = 28
-COURSES = 3
-MAIN = "simclr"
-"""Encoder whose rows hold the methods that read no vectors."""
 RATES = (0.3, 0.6, 1.2)
 VIEWS = ((2, 0), (2, 8), (4, 12))
 """Greatest shift of the crop and side of the blanked square that are tried."""
@@ -82,13 +76,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="Training images, evenly taken; for a rehearsal.")
     parser.add_argument("--model", type=Path, help="Folder of a vision model, for `vectors`.")
     parser.add_argument("--encoder", default=MAIN)
-    parser.add_argument("--attempts", action="store_true", help="Have `run` measure the further attempts instead.")
+    parser.add_argument(
+        "--attempts", action="store_true", help="Have `choose` and `run` measure the further attempts instead."
+    )
+    parser.add_argument("--clusters", default="cluster", choices=image_scores.GROUPS, help="For `cluster_courses`.")
     parser.add_argument("--shard", default="0/1")
     parser.add_argument("--limit-seconds", type=float, default=550.0)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--lanes", type=int, default=0, help="0 takes what `speed` found.")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--fractions", default=",".join(map(str, FRACTIONS)))
+    parser.add_argument("--lengths", action="store_true", help="Have `tune` try other lengths too, for the record.")
     parser.add_argument("--steps", type=int, default=0, help="0 takes as many as `speed` found time for.")
     for name in ("batch_rows", "width"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(ImageRecipe(), name))
@@ -166,7 +164,8 @@ def tune(options: argparse.Namespace) -> None:
     part, validation = parts_of(held)
     base = recipe_of(options)
     recipes = [replace(base, shift=shift, cutout=cutout) for shift, cutout in VIEWS]
-    recipes += [replace(base, steps=steps, batch_rows=rows) for steps, rows in LENGTHS if base.steps in STEPS]
+    if options.lengths:
+        recipes += [replace(base, steps=steps, batch_rows=rows) for steps, rows in LENGTHS]
     for recipe in recipes:
         rates = RATES if (recipe.steps, recipe.batch_rows) == (base.steps, base.batch_rows) else (0.6,)
         tasks = []
@@ -179,71 +178,6 @@ def tune(options: argparse.Namespace) -> None:
         measure("pruning_images_tuning", tasks, recipe, options, (images, labels, part, validation))
 
 
-def courses(options: argparse.Namespace) -> None:
-    """Scores of short trainings, of all training images and of those without the validation images.
-
-    Scores that are there stay, for settings and rows rest on them.
-    """
-    images, labels, held = opened(options)
-    part, _ = parts_of(held)
-    for name, rows in (("train", np.flatnonzero(~held)), ("part", part)):
-        folder = options.work / "scores" / name
-        lacking = [each for each in image_scores.COURSES if not (folder / f"{each}.npy").is_file()]
-        if not lacking or time.perf_counter() > options.deadline:
-            continue
-        started = time.perf_counter()
-        data = (images, labels, rows, np.flatnonzero(held))
-        trainer = trainer_of(options, data, recipe_of(options), lanes=1)
-        found = image_scores.courses(trainer, labels[rows], trainings=COURSES)
-        found = {each: found[each] for each in lacking}
-        seconds = dict.fromkeys(found, time.perf_counter() - started)
-        image_scores.save(folder, found, seconds)
-
-
-def cluster_courses(options: argparse.Namespace) -> None:
-    """AUM of trainings that learn the clusters of an encoder's vectors; one part of the rows a shard."""
-    images, labels, held = opened(options)
-    part, _ = parts_of(held)
-    shard, shards = (int(each) for each in options.shard.split("/"))
-    for name, rows in (("part", part), ("train", np.flatnonzero(~held)))[shard::shards]:
-        started = time.perf_counter()
-        clusters = np.load(options.work / "scores" / name / f"{options.encoder}.cluster.npy").astype(np.int64)
-        trainer = trainer_of(options, (images, labels, rows, np.flatnonzero(held)), recipe_of(options), lanes=1)
-        found = {"cluster_course": image_scores.courses(trainer, clusters, trainings=COURSES)["aum"]}
-        seconds = {"cluster_course": time.perf_counter() - started}
-        image_scores.save(options.work / "scores" / name, found, seconds, prefix=f"{options.encoder}.")
-
-
-def vectors(options: argparse.Namespace) -> None:
-    """Vectors of all images by a vision model, in the file's order."""
-    from PIL import Image
-
-    from datapipe.workers import ImageItem, LocalWorker, ModelSpec
-
-    images, _, _ = opened(options)
-    items = [ImageItem(_png(Image.fromarray(each.squeeze()).convert("RGB"))) for each in images]
-    spec = ModelSpec(name=options.encoder, source=str(options.model), task="embed_image")
-    with LocalWorker([spec], device=options.device) as worker:
-        results = worker.run("embed_image", items, model=options.encoder)
-    found = np.stack([result.vector for result in results]).astype(np.float32)
-    found /= np.linalg.norm(found, axis=1, keepdims=True)
-    np.save(options.work / f"vectors-{options.encoder}.npy", found)
-
-
-def scores(options: argparse.Namespace) -> None:
-    """Scores of an encoder's vectors, of all training images and of those without the validation images."""
-    _, _, held = opened(options)
-    whole = np.load(options.work / f"vectors-{options.encoder}.npy")
-    part, _ = parts_of(held)
-    for name, rows in (("train", np.flatnonzero(~held)), ("part", part)):
-        found, clusters, seconds = image_scores.of_vectors(
-            whole[rows], classes=CLASSES, threads=len(os.sched_getaffinity(0))
-        )
-        image_scores.save(options.work / "scores" / name, found, seconds, prefix=f"{options.encoder}.")
-        np.save(options.work / "scores" / name / f"{options.encoder}.cluster.npy", clusters)
-        print(name, {key: round(value, 1) for key, value in seconds.items()}, flush=True)
-
-
 def choose(options: argparse.Namespace) -> None:
     """Measure the candidates of our defaults on the validation images."""
     images, labels, held = opened(options)
@@ -252,8 +186,10 @@ def choose(options: argparse.Namespace) -> None:
     groups = {**groups, "label": labels[part].astype(np.int32)}
     for fraction in _in_order(options.fractions):
         recipe, tasks = frozen(options, fraction), []
-        for choice in (OURS | ATTEMPTS).values():
+        for choice in (ATTEMPTS if options.attempts else OURS).values():
             for name, setting in candidates(fraction, choice).items():
+                if not setting.reads <= {*found, *groups}:
+                    continue
                 for seed in range(choice_seeds(fraction)):
                     config = {
                         "dataset": name_of(options),
@@ -293,7 +229,7 @@ def run(options: argparse.Namespace) -> None:
                 if (choice := (OURS | ATTEMPTS).get(method)) and str(fraction) not in ours.get(choice, {}):
                     continue
                 setting = setting_of(method, fraction, ours) if fraction < 1 else None
-                if setting is not None and not setting.reads <= set(found):
+                if setting is not None and not setting.reads <= {*found, *groups}:
                     continue
                 config = {
                     "dataset": name_of(options),
@@ -312,41 +248,17 @@ def run(options: argparse.Namespace) -> None:
         measure(name, tasks, recipe, options, (images, labels, train, test))
 
 
-def analyse(options: argparse.Namespace) -> None:
-    """Compare clusters, scores and cuts of all encoders with the true labels, on the host."""
-    _, labels, held = opened(options, images=False)
-    labels = labels[~held]
-    folder = options.work / "scores" / "train"
-    ours = json.loads((options.work / "settings.json").read_text(encoding="utf-8"))
-    encoders = {}
-    for path in sorted(folder.glob("*.cluster.npy")):
-        encoder = path.name.removesuffix(".cluster.npy")
-        scores, groups, _ = image_scores.read(folder, encoder)
-        encoders[encoder] = (scores, {**groups, "label": labels.astype(np.int32)})
-    fractions = [each for each in options.fractions if str(each) in ours["labels"]]
-    for about, figures in image_analysis.analysed(encoders, labels, ours=ours, fractions=fractions, main=MAIN):
-        record("pruning_images_analysis", figures, {"dataset": name_of(options), **about})
-    print(table("pruning_images_analysis"))
-
-
 def _in_order(fractions: Iterable[float]) -> list[float]:
     wanted = list(fractions)
     return [each for group in EARLY for each in group if each in wanted]
-
-
-def _png(image: Any) -> bytes:
-    import io
-
-    sink = io.BytesIO()
-    image.save(sink, "PNG", compress_level=1)
-    return sink.getvalue()
 
 
 def _shuffled(count: int, seed: int) -> Int64:
     return np.random.Generator(np.random.Philox(key=[seed, 2])).permutation(count)
 
 
-_STAGES = (pictures, speed, tune, courses, vectors, scores, cluster_courses, choose, settle, run, analyse)
+_SCORING = ("courses", "vectors", "scores", "agree", "densities", "cluster_courses", "analyse")
+_STAGES = (pictures, speed, tune, *(getattr(image_scoring, name) for name in _SCORING), choose, settle, run)
 
 if __name__ == "__main__":
     main()

@@ -75,6 +75,7 @@ def main() -> None:
     """Train, write the vectors, print the accuracy of the nearest neighbours."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
+    parser.add_argument("--name", default="simclr", help="Of the encoder: vectors-NAME.npy.")
     parser.add_argument("--seconds", type=float, default=250.0, help="Of training; sets the steps.")
     parser.add_argument("--steps", type=int, help="In place of seconds.")
     parser.add_argument("--learning-rate", type=float, default=PEAK_RATE)
@@ -99,11 +100,11 @@ def main() -> None:
     with torch.inference_mode():
         parts = [body.body(part.float() / 127.5 - 1).float() for part in torch.split(whole, 2048)]
         vectors = functional.normalize(torch.cat(parts), dim=1)
-    np.save(options.work / "vectors-simclr.npy", vectors.cpu().numpy())
+    np.save(options.work / f"vectors-{options.name}.npy", vectors.cpu().numpy())
     known, asked = labels[~held], np.random.Generator(np.random.Philox(7)).random(int((~held).sum())) < 0.1
     right = neighbours(vectors[torch.from_numpy(~held).to(place)], known, asked)
     told = {"steps": steps, "nearest_neighbours": right, "seconds": time.perf_counter() - started}
-    (options.work / "simclr.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
+    (options.work / f"{options.name}.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
     print(told, flush=True)
 
 

@@ -59,7 +59,7 @@ def embedded(path: Path | None, kept: Path) -> Float32:
     """Vectors of the texts: read from `kept`, or made and written there."""
     if not kept.exists():
         np.save(kept, embedded_texts(texts(path)))
-    vectors: Float32 = np.load(kept)
+    vectors: Float32 = np.load(kept).astype(np.float32)
     return vectors
 
 

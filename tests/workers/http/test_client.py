@@ -9,7 +9,7 @@ import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
+    from datapipe.workers.protocol import Task
     from datapipe.workers.worker import LocalWorker
 
 MODEL = PRECISE.name
@@ -96,7 +97,7 @@ def test_no_items_give_no_results_and_the_model_is_checked(remote: HttpWorker) -
 
 def test_a_bulk_call_is_cut_where_a_worker_ends_its_windows() -> None:
     items = [TextItem(str(n)) for n in range(2 * WINDOW_ITEMS + 5)]
-    cut = list(bodies(EmbedTask, items, priority=Priority.BULK, most=1 << 30))
+    cut = list(bodies(cast("type[Task]", EmbedTask), items, priority=Priority.BULK, most=1 << 30))
     assert [first for first, _ in cut] == [0, WINDOW_ITEMS, 2 * WINDOW_ITEMS]
     read = [from_arrow(body, EmbedTask.item_schema(), TextItem) for _, body in cut if isinstance(body, bytes)]
     assert list(chain.from_iterable(read)) == items
@@ -104,7 +105,7 @@ def test_a_bulk_call_is_cut_where_a_worker_ends_its_windows() -> None:
 
 def test_an_online_call_is_halved_until_its_parts_fit() -> None:
     items = [TextItem("x" * (20 * n)) for n in range(64)]
-    cut = list(bodies(EmbedTask, items, priority=Priority.ONLINE, most=3000))
+    cut = list(bodies(cast("type[Task]", EmbedTask), items, priority=Priority.ONLINE, most=3000))
     assert all(isinstance(body, bytes) and len(body) <= 3000 for _, body in cut)
     assert len(cut) > 15
     read = [from_arrow(body, EmbedTask.item_schema(), TextItem) for _, body in cut if isinstance(body, bytes)]

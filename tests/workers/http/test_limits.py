@@ -163,14 +163,14 @@ def test_no_json_value_gets_past_as_anything_but_a_request_or_a_refusal(value: A
 
 @given(secret=st.text(st.characters(codec="utf-8", categories=["L"]), min_size=12), kind=st.integers(0, 4))
 def test_no_refusal_quotes_the_client(secret: str, kind: int) -> None:
-    body = [
+    bodies: list[dict[str, Any]] = [
         {secret: 1},
         {"input": {secret: 1}},
         {"input": [secret, 1.5]},
         {"input": "a", "dimensions": secret},
         {"input": "a", "encoding_format": secret},
-    ][kind]
+    ]
     with pytest.raises(RequestError) as caught:
-        validate(body, EmbeddingsRequest)
+        validate(bodies[kind], EmbeddingsRequest)
     assert secret not in str(caught.value)
     assert caught.value.__cause__ is None

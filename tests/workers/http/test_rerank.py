@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pytest
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import httpx
     from fastapi import FastAPI
 
+    from datapipe.workers.protocol import Task
     from datapipe.workers.worker import LocalWorker
 
 QUERY = "Which card was declined abroad?"
@@ -105,7 +106,7 @@ def test_a_model_that_reranks_by_itself_goes_before_an_embedder() -> None:
         reranker: ClassVar[str] = "cross"
 
     for task in (CrossEncoder, Blind, Double):
-        register(task)
+        register(cast("type[Task]", task))
     cross, blind, double = (ModelSpec(name[0], f"/{name}", task=name) for name in ("cross", "blind", "double"))
     assert Offer([PRECISE, blind, cross]).reranker() == ("cross", cross)
     assert Offer([PRECISE, cross]).reranker("c") == ("cross", cross)

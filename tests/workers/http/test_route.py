@@ -72,7 +72,7 @@ async def test_key_limits_errors_and_metrics_apply_to_it(app_of: Callable[..., F
         assert (await client.post("/v1/nearest", json=BODY)).status_code == 401
         client.headers["authorization"] = f"Bearer {KEY}"
         assert (await client.post("/v1/nearest", json=BODY)).status_code == 200
-        cases = [
+        cases: list[tuple[dict[str, Any], int, str]] = [
             (
                 {"among": ["a"] * 4},
                 413,

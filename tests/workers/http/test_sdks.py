@@ -6,7 +6,7 @@ import asyncio
 import base64
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import cohere
 import httpx
@@ -60,7 +60,7 @@ def web() -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def client(command: str, web: httpx.Client) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{command}/v1", api_key=KEY, max_retries=0, http_client=web)
+    return openai.OpenAI(base_url=f"{command}/v1", api_key=KEY, max_retries=0, http_client=cast("Any", web))
 
 
 @pytest.mark.filterwarnings("default")
@@ -110,7 +110,9 @@ def test_the_openai_sdk_is_refused_without_the_key(client: openai.OpenAI) -> Non
 
 
 async def test_the_asynchronous_openai_sdk_may_ask_for_much_at_once(command: str, texts: list[str]) -> None:
-    client = openai.AsyncOpenAI(base_url=f"{command}/v1", api_key=KEY, http_client=httpx.AsyncClient(trust_env=False))
+    own = httpx.AsyncClient(trust_env=False)
+    # The SDK's types name a later httpx than the one it takes.
+    client = openai.AsyncOpenAI(base_url=f"{command}/v1", api_key=KEY, http_client=cast("Any", own))
     async with client:
         calls = [client.embeddings.create(model=PRECISE.name, input=text) for text in texts[:64]]
         answers = await asyncio.gather(*calls)

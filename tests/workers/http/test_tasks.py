@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 import pytest
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import httpx
     from fastapi import FastAPI
 
+    from datapipe.workers.protocol import Task
     from datapipe.workers.worker import LocalWorker
 
 ITEMS = [TextItem(text) for text in ("Which card was declined?", "", "Größe 🪴")]
@@ -190,7 +191,8 @@ def test_no_damaged_stream_is_more_than_a_refusal(body: bytes, changes: list[tup
     refusals: list[DatapipeError] = []
     items: list[TextItem] = []
     try:
-        items = _items(bytes(damaged[: max(1, end % (len(body) + 1))]), EmbedTask, limits, bulk=False)
+        task = cast("type[Task]", EmbedTask)
+        items = _items(bytes(damaged[: max(1, end % (len(body) + 1))]), task, limits, bulk=False)
     except DatapipeError as error:
         refusals.append(error)
     assert all(answer_of(refusal).status in {400, 413, 422} for refusal in refusals)

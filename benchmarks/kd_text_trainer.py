@@ -96,20 +96,19 @@ class SoftTextTrainer(TextTrainer):
             for at in (1, 2)
         )
         drawn, longest = self._order(arms, seeds)
-        with self._narrow():
-            for step, (rows, widths) in enumerate(zip(drawn, longest, strict=True)):
-                for piece, width in zip(rows.split(self._piece, 1), widths, strict=True):
-                    said = networks.logits(*self._train.batch(piece, width)).float()
-                    soft = self._soft[teacher, piece] if self._soft is not None else None
-                    loss = losses(said, truth[piece], soft, alpha=alpha, temperature=temperature).sum()
-                    (loss / recipe.batch_rows).backward()  # type: ignore[no-untyped-call]
-                share = one_cycle(step, recipe.steps, warm=WARM)
-                rates = (recipe.learning_rate, recipe.learning_rate, recipe.head_rate)
-                for group, rate in zip(descent.param_groups, rates, strict=True):
-                    group["lr"] = share * rate
-                descent.step()
-                descent.zero_grad()
-            return self._told(networks, len(seeds), classes)
+        for step, (rows, widths) in enumerate(zip(drawn, longest, strict=True)):
+            for piece, width in zip(rows.split(self._piece, 1), widths, strict=True):
+                said = self._said(networks, *self._train.batch(piece, width)).float()
+                soft = self._soft[teacher, piece] if self._soft is not None else None
+                loss = losses(said, truth[piece], soft, alpha=alpha, temperature=temperature).sum()
+                (loss / recipe.batch_rows).backward()  # type: ignore[no-untyped-call]
+            share = one_cycle(step, recipe.steps, warm=WARM)
+            rates = (recipe.learning_rate, recipe.learning_rate, recipe.head_rate)
+            for group, rate in zip(descent.param_groups, rates, strict=True):
+                group["lr"] = share * rate
+            descent.step()
+            descent.zero_grad()
+        return self._told(networks, len(seeds), classes)
 
     def _told(self, networks: Any, count: int, classes: int) -> Float32:
         import torch
@@ -120,7 +119,7 @@ class SoftTextTrainer(TextTrainer):
         with torch.no_grad():
             for rows in np.array_split(order, -(-len(order) // AT_ONCE)):
                 place = torch.from_numpy(rows).to(self._place).expand(count, -1)
-                said = networks.logits(*self._test.batch(place, int(lengths[rows].max()))).float()
+                said = self._said(networks, *self._test.batch(place, int(lengths[rows].max()))).float()
                 found[:, rows] = said.log_softmax(2).cpu().numpy()
         if not np.isfinite(found).all():
             raise FloatingPointError(f"a training left the finite numbers at rate {self.recipe.learning_rate:g}")

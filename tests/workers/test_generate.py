@@ -249,3 +249,16 @@ def test_logits_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
 def test_a_model_of_another_kind_is_refused() -> None:
     with LocalWorker(device="cpu") as worker, pytest.raises(ConfigError, match="is for the task 'embed', not"):
         worker.run("generate", [GenerateItem("x")], model=DEFAULT_EMBEDDER.name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_accelerator_answers_as_the_processor_does(folder: Path, temperature: float) -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        with LocalWorker([ModelSpec("m", str(folder), task="causal", dtype="float32")], device=device) as worker:
+            answers = worker.run("generate", 8 * asked(temperature=temperature), model="m")
+            found.append([each.token_ids[:4].tolist() for each in answers])
+    same = [one == other for one, other in zip(*found, strict=True)]
+    assert sum(same) >= 0.9 * len(same)

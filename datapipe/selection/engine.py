@@ -21,17 +21,11 @@ import pyarrow as pa
 from datapipe.errors import BudgetError, SelectionError
 from datapipe.selection.cuts import Cut, cuts_at, hash_cut
 from datapipe.selection.intake import Needs, Pool
-from datapipe.selection.keys import (
-    PLACE_STEPS,
-    RANK_STEPS,
-    beta_weights,
-    place_steps,
-    race_keys,
-    scores_of_keys,
-)
+from datapipe.selection.keys import scores_of_keys
+from datapipe.selection.race import Race
 from datapipe.selection.ranking import Ranking, Supply, share_out
 from datapipe.selection.result import REASONS, Selection, StratumCount
-from datapipe.selection.strata import Strata, marks_of
+from datapipe.selection.strata import Strata
 from datapipe.storage.rowid import ids_to_arrow
 from datapipe.storage.sort import ExternalSorter
 
@@ -48,8 +42,6 @@ if TYPE_CHECKING:
 
 _KEPT, _OVER, _HARD, _EASY = range(len(REASONS))
 _TABLE_ROWS = 1 << 18
-_ANCHORS = 10
-"""Rows of highest score whose mean place is the anchor of a Beta distribution, as in the authors' code of DUAL."""
 _GREATEST = 2**64 - 1
 
 
@@ -153,8 +145,7 @@ class _Run:
                 f"easy end leaves only {self.left}."
             )
         self._cut(hard, groups)
-        self._anchor = self._find_anchor() if placed else None
-        self._steps = self._find_steps() if self._anchor is None else None
+        self._race = Race(plan, pool, placed=placed) if plan.order == "weighted" else None
         self._mixed_below = self._find_mixed()
         self._mixed_rows, self._trimmed = 0, np.zeros(2, np.int64)
 
@@ -175,28 +166,6 @@ class _Run:
 
     def _keys_and_hashes(self) -> Iterator[tuple[UInt32, UInt64]]:
         return ((chunk.keys, chunk.hashes) for chunk in self._pool.chunks())
-
-    def _find_anchor(self) -> float:
-        """The mean place of the rows of highest score, 0 ... 1."""
-        places, marks = np.zeros(0, np.float32), np.zeros(0, np.uint64)
-        for chunk in self._pool.chunks():
-            places = np.concatenate([places, chunk.places])
-            marks = np.concatenate([marks, marks_of(chunk.keys, chunk.hashes)])
-            first = np.argsort(marks, kind="stable")[:_ANCHORS]
-            places, marks = places[first], marks[first]
-        return float(places.mean(dtype=np.float64)) if len(places) else 0.0
-
-    def _find_steps(self) -> UInt64 | None:
-        """Where the steps of places begin, all but the first, as marks; None without a Beta distribution."""
-        size = self._pool.size
-        if self._plan.beta is None or not size:
-            return None
-        bounds = [-(-step * size // RANK_STEPS) for step in range(1, RANK_STEPS)]
-        inside = sorted({at for at in bounds if at < size})
-        found = dict(zip(inside, cuts_at(self._keys_and_hashes, inside), strict=True))
-        keys = np.array([found[at].key if at in found else 2**32 - 1 for at in bounds], np.uint32)
-        hashes = np.array([found[at].hash if at in found else _GREATEST for at in bounds], np.uint64)
-        return marks_of(keys, hashes)
 
     def _find_mixed(self) -> int:
         """The hash below which rows are kept whatever their score."""
@@ -254,19 +223,10 @@ class _Run:
         """The first word of the keep order: the plan's key, then half of the hash; the random part stands first."""
         if self._plan.order == "random":
             return chunk.hashes
-        if self._plan.order == "hard":
-            keys = chunk.keys
-        elif self._plan.order == "easy":
-            keys = ~chunk.keys
-        elif self._plan.beta is not None and self._steps is not None:
-            steps = np.searchsorted(self._steps, marks_of(chunk.keys, chunk.hashes), side="right")
-            keys = race_keys(beta_weights(steps, self._plan.beta, anchor=0.0, count=RANK_STEPS), chunk.hashes)
-        elif self._plan.beta is not None and self._anchor is not None:
-            steps = place_steps(chunk.places)
-            density = beta_weights(steps, self._plan.beta, anchor=self._anchor, count=PLACE_STEPS)
-            keys = race_keys(density * scores_of_keys(chunk.keys), chunk.hashes)
+        if self._race is not None:
+            keys = self._race.keys(chunk)
         else:
-            keys = race_keys(scores_of_keys(chunk.keys), chunk.hashes)
+            keys = chunk.keys if self._plan.order == "hard" else ~chunk.keys
         # No finite score has the key 0, so the random part stands first.
         first = np.where(mixed, np.uint32(0), keys).astype(np.uint64)
         return first << np.uint64(32) | chunk.hashes >> np.uint64(32)

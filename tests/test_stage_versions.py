@@ -94,7 +94,7 @@ SOURCES = {
         "stages/prototypes.py",
         "storage/order.py",
     ],
-    "datapipe.stages.changes.Changes": ["stages/select.py"],
+    "datapipe.stages.changes.Changes": ["stages/choosing.py", "stages/select.py"],
     "datapipe.stages.prototypes.ScorePrototypes": ["metrics/assign.py", "metrics/prototypes.py"],
     "datapipe.stages.random.ScoreRandom": ["metrics/random.py", "storage/order.py"],
     "datapipe.stages.dynamics.TrainHeads": [
@@ -150,17 +150,23 @@ SOURCES = {
         "stages/vectors.py",
         "storage/lists.py",
     ],
-    "datapipe.stages.select.Select": ["selection/*.py", "selection/evidence.json", "storage/order.py"],
+    "datapipe.stages.select.Select": [
+        "stages/choosing.py",
+        "selection/*.py",
+        "selection/evidence.json",
+        "storage/order.py",
+    ],
     "datapipe.stages.teach.TeachRows": [
-        *(f"distill/{name}.py" for name in ("byproducts", "codec", "labels", "layout", "packing", "teachers")),
-        *("proxies/adamw.py", "proxies/heads.py", "stages/proxy.py", "storage/order.py"),
+        *(f"distill/{name}.py" for name in ("byproducts", "codec", "head_teacher", "labels", "layout", "packing")),
+        *("distill/teachers.py", "proxies/adamw.py", "proxies/heads.py", "storage/order.py"),
+        *("stages/proxy.py", "stages/wanted.py"),
         *(f"workers/tasks/{name}.py" for name in ("classify", "image")),
         *("workers/pack.py", "workers/course.py"),
     ],
     "datapipe.stages.teach_tokens.TeachTokens": [
         *(f"distill/{name}.py" for name in ("codec", "layout", "packing", "teachers")),
         *(f"workers/tasks/{name}.py" for name in ("causal", "teach")),
-        *("stages/teach.py", "workers/encoders/causal.py", "workers/pack.py", "workers/course.py"),
+        *("stages/teach.py", "stages/wanted.py", "workers/encoders/causal.py", "workers/pack.py", "workers/course.py"),
     ],
     "datapipe.stages.soft_labels.WriteSoftLabels": [
         *(f"distill/{name}.py" for name in ("byproducts", "layout", "packing", "writer")),
@@ -170,6 +176,7 @@ SOURCES = {
     "datapipe.stages.report.Report": [
         *(f"report/{name}.py" for name in ("examples", "facts", "map2d", "markup", "measure", "page", "plots")),
         *(f"report/{name}.py" for name in ("scatter", "sections", "tally")),
+        "stages/report_sample.py",
         "stages/thumbnails.py",
         "report/page.css",
         "report/page.js",

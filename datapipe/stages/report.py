@@ -7,11 +7,11 @@ rows.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datapipe.pipeline import Context, SetStage, StageOutput
+from datapipe.stages.report_sample import Sample, examples_of, rows_in
 from datapipe.stages.select import read_selection
 from datapipe.stages.thumbnails import pictured
 
@@ -20,17 +20,15 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from datapipe.report.facts import MapFacts, MatchFacts, RowCounts, RunFacts, StratumExamples
+    from datapipe.report.facts import MapFacts, MatchFacts, RowCounts, RunFacts
     from datapipe.report.tally import Tally
-    from datapipe.storage.arrays import Float32, Ids, Int64
+    from datapipe.storage.arrays import Ids
     from datapipe.storage.images import ImageFiles
     from datapipe.storage.stage import StageDir
 
 PAGE = "report.html"
 FACTS = "facts.json"
 SAMPLE_ROWS = 4_000
-SHOWN_STRATA = 12
-SHOWN_EXAMPLES = 3
 SHOWN_MATCHES = 20
 LEAST_MAPPED = 3
 
@@ -135,7 +133,7 @@ class _Gatherer:
         tally = Tally(self._edges())
         sample = self._pass(tally)
         shows = settings.texts or self._images is not None
-        examples, matches = (_examples(sample), self._matches()) if shows else ((), ())
+        examples, matches = (examples_of(sample), self._matches()) if shows else ((), ())
         if self._images is not None:
             scratch = self._context.scratch / "places"
             examples, matches = pictured(examples, matches, self._inputs["ingest"], self._images, scratch=scratch)
@@ -195,7 +193,7 @@ class _Gatherer:
                 low, high = min(low, ends["min"]), max(high, ends["max"])
         return nice_edges(low, high)
 
-    def _pass(self, tally: Tally) -> _Sample:
+    def _pass(self, tally: Tally) -> Sample:
         """Count everything, and remember the rows of the sample, in row_id order."""
         import numpy as np
 
@@ -204,13 +202,13 @@ class _Gatherer:
         vectors = self._vector_tables()
         rows = inputs["ingest"].tables("rows", columns=[name for name in (settings.label, self._text) if name])
         chosen = read_selection(inputs["select"], inputs["score"].shards())
-        sample = _Sample()
+        sample = Sample()
         for table in inputs["score"].tables(columns=["row_id", settings.metric]):
             choice, own, beside = next(chosen), next(rows), next(vectors) if vectors is not None else None
             scores, kept = table[settings.metric].to_numpy(), choice["kept"].to_numpy()
             labels = own[settings.label] if settings.label else None
             tally.add(scores, np.asarray(kept, np.bool_), choice["stratum"], labels=labels)
-            sample.add(_rows_in(table["row_id"], wanted), table["row_id"], scores, choice, own, beside)
+            sample.add(rows_in(table["row_id"], wanted), table["row_id"], scores, choice, own, beside)
             self._context.tick(table.num_rows)
         return sample
 
@@ -231,7 +229,7 @@ class _Gatherer:
         name, _, family = self._settings.vectors.partition("/")
         return self._inputs[name].tables(family or None, columns=["vector"])
 
-    def _map(self, sample: _Sample) -> MapFacts | None:
+    def _map(self, sample: Sample) -> MapFacts | None:
         import numpy as np
 
         from datapipe.report.facts import MapFacts
@@ -274,73 +272,6 @@ class _Gatherer:
             ]
             found = sorted(found, key=lambda match: (match.similarity, match.row_id))[:SHOWN_MATCHES]
         return tuple(found)
-
-
-class _Sample:
-    """Rows to show, in row_id order."""
-
-    def __init__(self) -> None:
-        self.ids: list[str] = []
-        self.scores: list[float] = []
-        self.kept: list[bool] = []
-        self.strata: list[str] = []
-        self.texts: list[str] = []
-        self.vectors: list[Float32] = []
-
-    def add(
-        self,
-        places: Int64,
-        ids: pa.ChunkedArray,
-        scores: Float32,
-        choice: pa.Table,
-        own: pa.Table,
-        beside: pa.Table | None,
-    ) -> None:
-        """Remember the rows at `places` of aligned columns."""
-        import pyarrow as pa
-
-        from datapipe.storage.vectors import decode
-
-        take = pa.array(places)
-        self.ids += [row_id.hex() for row_id in ids.take(take).to_pylist()]
-        self.scores += scores[places].tolist()
-        self.kept += choice["kept"].take(take).to_pylist()
-        self.strata += choice["stratum"].take(take).to_pylist()
-        if "text" in own.column_names:
-            self.texts += own["text"].take(take).to_pylist()
-        if beside is not None and len(places):
-            self.vectors.append(decode(beside["vector"].take(take)))
-
-
-def _examples(sample: _Sample) -> tuple[StratumExamples, ...]:
-    """The first kept and dropped rows of the strata that hold most of the sample; ties by name."""
-    from datapipe.report.facts import Example, StratumExamples
-
-    sizes = Counter(name for name in sample.strata if name)
-    largest = sorted(sizes, key=lambda name: (-sizes[name], name))[:SHOWN_STRATA]
-    shown = {name: ([], []) for name in largest}  # type: dict[str, tuple[list[Example], list[Example]]]
-    texts = sample.texts or [""] * len(sample.ids)
-    for row_id, text, score, kept, name in zip(
-        sample.ids, texts, sample.scores, sample.kept, sample.strata, strict=True
-    ):
-        if name in shown and len(shown[name][not kept]) < SHOWN_EXAMPLES:
-            shown[name][not kept].append(Example(row_id=row_id, text=text, score=score))
-    return tuple(
-        StratumExamples(stratum=name, kept=tuple(kept), dropped=tuple(dropped))
-        for name, (kept, dropped) in shown.items()
-    )
-
-
-def _rows_in(column: pa.ChunkedArray, wanted: Ids) -> Int64:
-    """Places in `column` of the ids in `wanted`, ascending, int64."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    from datapipe.storage.rowid import ids_to_arrow
-
-    found = pc.is_in(column, value_set=ids_to_arrow(wanted)).combine_chunks()
-    return np.flatnonzero(np.asarray(pa.array(found).to_numpy(zero_copy_only=False))).astype(np.int64)
 
 
 def budget_in_words(budget: Mapping[str, Any], *, screened: bool) -> str:

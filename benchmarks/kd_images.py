@@ -171,9 +171,8 @@ def table(options: argparse.Namespace) -> None:
     said = heard(Teacher(side="train", kind=settled["kind"], width=options.width), options)
     weights = weights_of(options.work, classes=CLASSES)
     for student in _students(options, scores):
-        if student.fraction not in weights:
-            continue
-        alpha = weights[student.fraction]
+        if not (alpha := weights.get(student.fraction, 0.0)):
+            continue  # Not swept, or best without a teacher, which `plain` measures.
         rows = _rows(data, student, scores, groups)
         tasks.append(taught(student, said, alpha, settled["temperature"], rows))
     measure("kd_images", known(tasks), options, data)

@@ -5,7 +5,6 @@ ingest -> [embed | tokens] -> [screen] -> the metric's family (its last stage: s
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -14,19 +13,20 @@ from datapipe.config import SCORES_OPTIONS, CurateConfig, budget_of
 from datapipe.errors import ColumnError
 from datapipe.metrics.base import get_metric
 from datapipe.stages.changes import Changes
-from datapipe.stages.columns import DEFAULT_TEXT, resolve_columns
+from datapipe.stages.columns import resolve_columns
 from datapipe.stages.drift import continued
 from datapipe.stages.duplicates import DuplicatesConfig, FindDuplicates
 from datapipe.stages.embed import Embed
 from datapipe.stages.embed_images import EmbedImages
 from datapipe.stages.embedder import Embedder, arithmetic_bits
+from datapipe.stages.evaluation import Evaluation
 from datapipe.stages.export import Export
-from datapipe.stages.images import check_image_model, image_files, load_evaluation_images
+from datapipe.stages.images import check_image_model, image_files
 from datapipe.stages.ingest import Ingest
 from datapipe.stages.ingest_more import ingest_of_update
 from datapipe.stages.report import Report, ReportConfig
 from datapipe.stages.scoring import ScoreFamily, ScoreInputs, family_of
-from datapipe.stages.screen import EvaluationSet, Screen, ScreenConfig
+from datapipe.stages.screen import Screen, ScreenConfig
 from datapipe.stages.select import Select, SelectConfig
 from datapipe.stages.tokens import CountTokens
 from datapipe.storage.digest import plain
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from datapipe.pipeline import Stage
     from datapipe.settings import Settings
     from datapipe.stages.history import History
-    from datapipe.storage.arrays import Float32
     from datapipe.storage.images import ImageFiles
     from datapipe.storage.ingest import IngestSpec
     from datapipe.storage.source import Source
@@ -269,7 +268,7 @@ class Wiring:
                 dedup=config.dedup, threshold=threshold, content=content, split=split, leaks=config.leaks
             )
             return Screen(settings, self.vectors if near else None, None)
-        evaluation = _Evaluation(self)
+        evaluation = Evaluation(self)
         settings = ScreenConfig(
             dedup=config.dedup,
             evaluation=evaluation.source.digests(),
@@ -307,58 +306,3 @@ class Wiring:
     def _title(self) -> str:
         first = PurePosixPath(self.source.files[0].uri)
         return f"{first.parent.name or first.name} ({len(self.source.files):,} files)"
-
-
-class _Evaluation:
-    """The rows of an evaluation file, by the same columns as the run's."""
-
-    def __init__(self, wiring: Wiring) -> None:
-        from datapipe.storage.source import open_source
-
-        self._wiring = wiring
-        asked = wiring.columns
-        self.source = open_source(
-            str(wiring.config.protect),
-            limits=wiring.settings.limits.as_limits(),
-            text_columns=tuple(name for name in (asked.text, asked.image, DEFAULT_TEXT) if name is not None),
-        )
-        there = self.source.schema.names
-        self._column = asked.text if asked.text in there else None
-        if asked.text is not None and self._column is None:
-            self._column = resolve_columns(CurateConfig(), self.source.schema).text
-        self._vector = asked.vector if asked.vector in there else None
-        self._image = asked.image if asked.image in there else None
-        if (self._column, self._vector, self._image) == (None, None, None):
-            own = "image" if asked.image is not None else "text"
-            raise ColumnError(
-                f"{wiring.config.protect} has neither the {own} nor the vector column of the run; "
-                f"its columns are {', '.join(there)}"
-            )
-
-    def load(self) -> EvaluationSet:
-        """Read the rows, and embed them where the run embeds."""
-        from datapipe.embedding.text import embed_texts
-
-        vectors = self._given()
-        if self._image is not None:
-            files = image_files(self.source, self._image, settings=self._wiring.settings)
-            found = load_evaluation_images(files, self._wiring.embedder if self._wiring.embeds else None)
-            return found if vectors is None else replace(found, vectors=vectors)
-        texts: list[str] = []
-        for batch in self.source.batches([self._column]) if self._column is not None else ():
-            texts += [text or "" for text in batch.table[self._column].to_pylist()]
-        if self._wiring.embeds and self._column is not None:
-            embedder = self._wiring.embedder
-            vectors = embed_texts(embedder.worker(), texts, model=embedder.name)[0]
-        return EvaluationSet(texts=texts if self._column is not None else None, vectors=vectors)
-
-    def _given(self) -> Float32 | None:
-        """The vectors that the file brings, of unit length."""
-        import numpy as np
-
-        from datapipe.storage.vectors import normalise, to_matrix
-
-        if self._vector is None:
-            return None
-        batches = self.source.batches([self._vector])
-        return np.concatenate([normalise(to_matrix(batch.table[self._vector]))[0] for batch in batches])

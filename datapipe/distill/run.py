@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from datapipe.distill.alpha import CONTRADICTION, recommended_alpha
-from datapipe.distill.wiring import Lesson, Question
+from datapipe.distill.question import Question
+from datapipe.distill.wiring import Lesson
 from datapipe.errors import ConfigError
 from datapipe.pipeline import Pipeline, StageOutput
 from datapipe.stages.soft_labels import SOFT_LABELS, TEACHER_SCORES, SoftLabelsConfig, WriteSoftLabels

@@ -8,36 +8,34 @@ Everything that can be refused is refused here, before a row is judged. Raises `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from datapipe.distill.header import DENSE_CLASSES, SoftLabelHeader, Teacher
+from datapipe.distill.earlier import need_digest, wider_stage
+from datapipe.distill.head_teacher import HEAD, HeadSettings, HeadTeacher
+from datapipe.distill.header import SoftLabelHeader, Teacher
 from datapipe.distill.labels import read_label_map
-from datapipe.distill.teachers import HEAD, ClassifierTeacher, HeadSettings, HeadTeacher, open_worker, shown_name
-from datapipe.errors import ColumnError, ConfigError, SoftLabelError
+from datapipe.distill.teachers import ClassifierTeacher, open_worker, shown_name
+from datapipe.errors import ColumnError, SoftLabelError
 from datapipe.pipeline import StageOutput
 from datapipe.stages.proxy import RowInputs, class_names
 from datapipe.stages.teach import TeachConfig, TeachRows
 from datapipe.stages.teach_tokens import KEPT, TOKEN_PART_ROWS, TeachTokens
 from datapipe.storage.digest import digest_of, plain
-from datapipe.storage.stage import MANIFEST, Manifest, StageIdentity
+from datapipe.storage.stage import Manifest
 from datapipe.storage.verify import read_run_manifest
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping
     from pathlib import Path
 
     from datapipe.distill.labels import LabelMap
+    from datapipe.distill.question import Question
     from datapipe.distill.teachers import RowTeacher
     from datapipe.stages.teach import TeachStage
     from datapipe.storage.images import ImageFiles
 
-__all__ = ["DRAWS", "TOP_K", "Lesson", "Question"]
-
-TOP_K, DRAWS = 32, 64
-"""Classes of a row, and draws of a token, that are stored by default where all would be too many."""
+__all__ = ["Lesson"]
 
 TEXT_ROWS = {"cpu": 1024, "cuda": 8192}
 TOKEN_ROWS = {"cpu": 128, "cuda": 1024}
@@ -46,52 +44,6 @@ VECTOR_ROWS = 4096
 """Rows that go to a teacher in one call."""
 
 _OWN = ("teach", "soft_labels")
-_CAUSAL = ("ForCausalLM", "LMHeadModel")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is asked; see `datapipe.soft_labels`."""
-
-    teachers: tuple[str, ...]
-    top_k: int | None = None
-    dense: bool = False
-    sampled: int | None = None
-    wide: bool = False
-    rows: Literal["kept", "all"] = "kept"
-    task: str = "auto"
-    label_map: LabelMap | str | os.PathLike[str] | None = None
-    prompt_column: str | None = None
-    response_column: str | None = None
-    tokenizer: str | None = None
-    folds: int = 5
-    device: str | None = None
-    url: str | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.teachers or not all(self.teachers):
-            raise ConfigError("name a teacher: head, a model's folder, or a cached hub id")
-        if len(set(self.teachers)) < len(self.teachers):
-            raise ConfigError(f"a teacher is named twice: {', '.join(self.teachers)}")
-        modes = (("top_k", self.top_k is not None), ("dense", self.dense), ("sampled", self.sampled is not None))
-        given = [name for name, there in modes if there]
-        if len(given) > 1:
-            raise ConfigError(f"{' and '.join(given)} exclude each other: a store has one mode")
-        if self.task not in {"auto", "classify", "causal"}:
-            raise ConfigError(f"task must be auto, classify or causal, got {self.task!r}")
-        if self.prompt_column is not None and self.response_column is None:
-            raise ConfigError("prompt_column says what stands before the responses: name their column too")
-
-    def mode(self, classes: int, level: str) -> dict[str, Any]:
-        """Mode, k and draws of the header."""
-        if self.top_k is not None:
-            return {"mode": "topk", "k": self.top_k}
-        if self.sampled is not None:
-            return {"mode": "sampled", "draws": self.sampled}
-        if self.dense or (level == "row" and classes <= DENSE_CLASSES):
-            return {"mode": "dense", "wide": self.wide}
-        return {"mode": "topk", "k": TOP_K} if level == "row" else {"mode": "sampled", "draws": DRAWS}
 
 
 class Lesson:
@@ -126,8 +78,8 @@ class Lesson:
         self.outputs = {entry["name"]: _opened(folder, entry) for entry in entries}
         self._columns: dict[str, str | None] = self.manifest["columns"]
         self._worker: Any = None
-        self._causal = self._is_causal()
-        self._check()
+        self._causal = question.is_causal(self._columns)
+        question.check(folder, self._columns, causal=self._causal, vectors=self._vector_stage is not None)
         self._teachers: tuple[RowTeacher, ...] = ()
         self._loaded: Any = None
         try:
@@ -175,25 +127,8 @@ class Lesson:
         )
 
     def wider(self) -> StageOutput | None:
-        """A finished stage of the same teachers over rows that include those wanted, unless the stage itself is there.
-
-        Of several the one with the fewest rows.
-        """
-        stage = self.stage()
-        own = stage.identity([_digest(self.outputs, need) for need in stage.needs])
-        root = self.folder / "stages"
-        if (root / own.key / MANIFEST).exists():
-            return None
-        shared = len(stage.needs) - len(stage.choice)
-        found = []
-        for path in sorted(root.glob("teach-*")):
-            if not (path / MANIFEST).exists():
-                continue
-            manifest = Manifest.read(path / MANIFEST)
-            if _same_lesson(manifest.identity, own, shared):
-                found.append(StageOutput(name="teach", path=path, manifest_name=MANIFEST, manifest=manifest))
-        fitting = [each for each in found if self._covers(each)]
-        return min(fitting, key=lambda each: (each.manifest.rows, each.path.name), default=None)
+        """A finished stage of the same teachers over more rows, unless the stage itself is there."""
+        return wider_stage(self.folder, self.outputs, self.stage())
 
     def close(self) -> None:
         """Let go of the teachers."""
@@ -201,67 +136,9 @@ class Lesson:
             self._worker.close()
             self._worker = None
 
-    def _covers(self, other: StageOutput) -> bool:
-        """Whether a stage has judged every wanted row."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        from datapipe.stages.soft_labels import kept_ids
-
-        if other.manifest.identity["config"]["rows"] == "all":
-            return True
-        if self.question.rows == "all":
-            return False
-        tables = [table["row_id"] for table in other.tables(columns=["row_id"])]
-        there = pa.chunked_array([chunk for each in tables for chunk in each.chunks], pa.binary(16)).cast(pa.binary())
-        return bool(pc.all(pc.is_in(kept_ids(self.outputs["select"]), value_set=there)).as_py() is not False)
-
-    def _is_causal(self) -> bool:
-        task, first = self.question.task, self.question.teachers[0]
-        if task != "auto":
-            return task == "causal"
-        if first == HEAD or self.question.url is not None or self._columns["text"] is None:
-            return False
-        from datapipe.workers.folder import resolve
-        from datapipe.workers.spec import spec_of
-
-        config = resolve(spec_of(first)).json("config.json")
-        named = (config.get("architectures") or []) if isinstance(config, dict) else []
-        return any(str(name).endswith(_CAUSAL) for name in named)
-
-    def _check(self) -> None:
-        asked, columns = self.question, self._columns
-        if self._causal:
-            if len(asked.teachers) > 1:
-                raise ConfigError(
-                    f"a causal teacher judges alone, and {len(asked.teachers)} are named: whole distributions over a "
-                    "vocabulary do not leave the device, so they cannot be averaged; give one"
-                )
-            if columns["text"] is None and asked.response_column is None:
-                raise ColumnError("a causal teacher needs texts, and the run has none: name the response_column")
-            if asked.response_column is not None and asked.rows == "all":
-                raise ConfigError("prompts and responses are read from kept.parquet: take rows='kept'")
-            return
-        if asked.response_column is not None:
-            raise ConfigError("prompt_column and response_column are for a causal teacher (task='causal')")
-        if HEAD in asked.teachers:
-            if columns["label"] is None:
-                raise ColumnError(f"the teacher head learns the run's labels, and {self.folder} has none")
-            if self._vector_stage is None:
-                raise ColumnError(
-                    f"the teacher head learns from vectors, and {self.folder} has none: curate with a metric that "
-                    "embeds, such as prototypes, or name another teacher"
-                )
-        if self._content == "vector" and set(asked.teachers) != {HEAD}:
-            raise ColumnError(f"{self.folder} has vectors alone, which no classifier takes: the teacher can be head")
-
     @property
     def _content(self) -> str:
-        if self._causal:
-            return "text"
-        if set(self.question.teachers) == {HEAD} or (self._columns["image"] is self._columns["text"] is None):
-            return "vector"
-        return "image" if self._columns["image"] is not None else "text"
+        return self.question.content(self._columns, causal=self._causal)
 
     @property
     def _vector_stage(self) -> str | None:
@@ -350,7 +227,7 @@ class Lesson:
         from datapipe.workers.device import resolve_devices
 
         settings = HeadSettings(folds=self.question.folds, seed=self.question.seed)
-        inputs = [_digest(self.outputs, need) for need in self._vectors.needs]
+        inputs = [need_digest(self.outputs, need) for need in self._vectors.needs]
         device = str(resolve_devices(self._device)[0])
         return HeadTeacher(
             settings=settings,
@@ -416,23 +293,8 @@ def _opened(folder: Path, entry: Mapping[str, Any]) -> StageOutput:
     return StageOutput(name=entry["name"], path=path, manifest_name=entry["manifest"], manifest=manifest)
 
 
-def _digest(outputs: Mapping[str, StageOutput], need: str) -> str:
-    """Digest of what a stage reads, as its identity names it."""
-    name, _, family = need.partition("/")
-    return digest_of([shard.sha256 for shard in outputs[name].parts(family or None)])
-
-
 def _platform(platforms: list[Mapping[str, str]]) -> dict[str, str]:
     """Of one teacher its own; of several each under its number."""
     if len(platforms) == 1:
         return dict(platforms[0])
     return {f"{at}.{name}": value for at, each in enumerate(platforms) for name, value in each.items()}
-
-
-def _same_lesson(found: Mapping[str, Any], own: StageIdentity, shared: int) -> bool:
-    """Whether a stage differs from ours in nothing but the rows it was asked about."""
-    mine = plain(own)
-    configs = [{**each["config"], "rows": None} for each in (found, mine)]
-    inputs = [list(each["inputs"])[:shared] for each in (found, mine)]
-    others = [{name: each[name] for name in ("name", "version", "models", "platform")} for each in (found, mine)]
-    return all(one == two for one, two in (configs, inputs, others))

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from datapipe.errors import SoftLabelError, SourceError
+from datapipe.errors import SourceError
 from datapipe.pipeline import Context, SetStage, StageOutput
+from datapipe.stages.wanted import part_table, wanted, wanted_rows
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -147,7 +148,7 @@ class TeachRows(TeachStage):
         return names, {"rows": total}
 
     def _learn(self, inputs: Mapping[str, StageOutput], context: Context) -> None:
-        from datapipe.distill.teachers import HeadTeacher
+        from datapipe.distill.head_teacher import HeadTeacher
         from datapipe.stages.proxy import read_rows
 
         own = [teacher for teacher in self.teachers if isinstance(teacher, HeadTeacher)]
@@ -255,69 +256,6 @@ class TeachRows(TeachStage):
         return data
 
 
-def wanted_rows(inputs: Mapping[str, StageOutput], *, kept: bool) -> int:
-    """How many rows are wanted: all accepted, or the kept ones."""
-    ingest = inputs["ingest"]
-    if not kept:
-        return sum(shard.rows for shard in ingest.shards("rows"))
-    return int(inputs["select"].facts["counts"].get("kept", 0))
-
-
-def wanted(
-    inputs: Mapping[str, StageOutput], columns: Sequence[str], *, kept: bool, places: bool = False
-) -> Iterator[pa.Table]:
-    """Yield row_id, `columns` and `place` (among all rows) of the wanted rows, in row_id order, a table a shard.
-
-    Args:
-        inputs: `ingest`, and `select` where only kept rows are wanted.
-        columns: Of `ingest/rows`.
-        kept: Whether only kept rows are wanted.
-        places: Whether file and row of the source are wanted too.
-    """
-    import numpy as np
-    import pyarrow as pa
-
-    from datapipe.stages.select import read_selection
-
-    ingest = inputs["ingest"]
-    chosen = read_selection(inputs["select"], ingest.shards("rows")) if kept else None
-    found = ingest.tables("places", columns=["file", "row"]) if places else None
-    start = 0
-    for table in ingest.tables("rows", columns=["row_id", *columns]):
-        numbers = pa.array(np.arange(start, start + table.num_rows, dtype=np.int64))
-        start += table.num_rows
-        rows = table.append_column("place", numbers)
-        if found is not None:
-            where = next(found)
-            rows = rows.append_column("file", where["file"]).append_column("row", where["row"])
-        if chosen is not None:
-            choice = next(chosen)
-            if not choice["row_id"].equals(table["row_id"]):
-                raise SoftLabelError("the choice of the run is of other rows than those ingested; run curate again")
-            rows = rows.filter(choice["kept"])
-        if rows.num_rows:
-            yield rows.combine_chunks()
-
-
-def part_table(header: SoftLabelHeader, ids: Any, cut: Any, labels: Any, scores: Mapping[str, Any]) -> pa.Table:
-    """Lay labels and scores out as a part: a store's columns, then the scores."""
-    import numpy as np
-    import pyarrow as pa
-
-    from datapipe.distill.layout import table_of
-
-    unknown = labels < 0
-    facts = {
-        "label": pa.array(labels.astype(np.int32), mask=unknown),
-        "label_confidence": pa.array(scores["confidence"], mask=unknown),
-        "teacher_entropy": pa.array(scores["entropy"]),
-    }
-    table = table_of(header, ids, cut, facts=facts)
-    for name, values in scores.items():
-        table = table.append_column(pa.field(f"score_{name}", pa.float32()), pa.array(values))
-    return table
-
-
 def _labels(settings: TeachConfig) -> tuple[str, ...]:
     columns = settings.columns or {}
     return ("label",) if "label" in columns else ()
@@ -340,4 +278,4 @@ def _table(records: Sequence[Mapping[str, Any]]) -> pa.Table:
     return pa.table(columns)
 
 
-__all__ = ["PART_ROWS", "TeachConfig", "TeachRows", "TeachStage", "part_table", "wanted", "wanted_rows"]
+__all__ = ["PART_ROWS", "TeachConfig", "TeachRows", "TeachStage"]

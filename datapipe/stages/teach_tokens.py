@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from datapipe.errors import SoftLabelError
-from datapipe.stages.teach import TeachStage, wanted, wanted_rows
+from datapipe.stages.teach import TeachStage
+from datapipe.stages.wanted import wanted, wanted_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -15,6 +15,7 @@ no model, and look at nothing but the texts. In their order:
     final_answer   the reference comes to a result (a marked one, or it is one itself) and the candidate to another
     code           the reference holds JSON or Python that parses, and the candidate none
     language       most letters are of another script
+    unrelated      of the words that tell the reference apart hardly any stands in the candidate
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ Reason: TypeAlias = Literal[
     "final_answer",
     "code",
     "language",
+    "unrelated",
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
@@ -55,16 +57,17 @@ BANNED = (
     "known to be right",
     "your response",
     "my response",
-    "your own response",
-    "your own words",
-    "my own words",
+    "own words",
     "your turn",
     "given answer",
     "answer provided",
     "provided answer",
+    "new answer",
+    "answer to the question again",
     "rewritten",
     "rewrite",
     "rephrase",
+    "ready to help",
     "as an ai",
 )
 """Phrases by which a model gives away that it was shown an answer; one that the human texts hold too is allowed."""
@@ -79,6 +82,9 @@ _WORDS = 40
 """Words from which a text can be said to run in circles."""
 _GRAM, _DISTINCT = 4, 0.6
 """Of a text that runs in circles fewer than this share of its runs of four words are different."""
+
+_STEM, _TELLING, _SHARED = 5, 8, 0.15
+"""Letters of a stem; stems from which a reference is told apart by them; share of them that an answer must hold."""
 
 _MARKED = (
     re.compile(r"####\s*([-+$]?[\d.,]+)\s*$"),
@@ -150,7 +156,11 @@ def _content(candidate: str, reference: str) -> Reason | None:
     if any(kind(reference) and not kind(candidate) for kind in (_holds_json, _holds_python)):
         return "code"
     script = _script(reference)
-    return "language" if script is not None and _script(candidate) not in {script, None} else None
+    if script is not None and _script(candidate) not in {script, None}:
+        return "language"
+    telling = _stems(reference)
+    shared = len(telling & _stems(candidate))
+    return "unrelated" if len(telling) >= _TELLING and shared < _SHARED * len(telling) else None
 
 
 def final_answer(text: str) -> str | None:
@@ -207,6 +217,11 @@ def _flat(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
+def _stems(text: str) -> set[str]:
+    """Beginnings of the longer words, so that other forms of a word count as the same; numbers whole."""
+    return {word[:_STEM] for word in re.findall(r"\w+", text.casefold()) if len(word) >= _STEM or word.isdigit()}
+
+
 def _circles(text: str) -> bool:
     words = text.split()
     if len(words) < _WORDS:
@@ -242,7 +257,7 @@ def _holds_python(text: str) -> bool:
 
 
 @cache
-def _telling() -> tuple[type[ast.AST], ...]:
+def _statements() -> tuple[type[ast.AST], ...]:
     """Statements that prose never parses to; `word` and `a, b` are expressions, and Python too."""
     return (ast.Assign, ast.AugAssign, ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.For, ast.Call)
 
@@ -256,7 +271,7 @@ def _is_python(text: str) -> bool:
             tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    return any(isinstance(node, _telling()) for node in ast.walk(tree))
+    return any(isinstance(node, _statements()) for node in ast.walk(tree))
 
 
 def _script(text: str) -> str | None:

@@ -16,9 +16,8 @@ PROMPT_VERSION = 1
 """Raised with every change of the words below."""
 
 _SYSTEM = (
-    "You answer instructions. With each instruction comes a correct answer. Give the same answer in your own style: "
-    "keep its facts, numbers, names and code, and its language. Write the answer alone. Do not mention that you were "
-    "shown one."
+    "You rewrite answers. Say the answer that you are given again in your own words. Keep its facts, numbers, names, "
+    "code and language. Write the new answer alone."
 )
 
 
@@ -30,12 +29,9 @@ def prompt(instruction: str, given: str, response: str) -> tuple[str, str]:
         given: What it is to be done with; empty for nothing.
         response: The human answer. One that marks its result has the model mark it too.
     """
-    parts = ["### Instruction", instruction.strip()]
-    if given.strip():
-        parts += ["### Input", given.strip()]
-    parts += ["### Correct answer", response.strip()]
+    question = "\n\n".join(part.strip() for part in (instruction, given) if part.strip())
+    close = "Write this answer to the question again in your own words."
     result = final_answer(response)
-    close = "Now answer the instruction in your own style."
-    if result:
-        close += f' Explain the steps and end with: "The answer is {result}."'
-    return _SYSTEM, "\n\n".join([*parts, close])
+    if result is not None:
+        close += f' Keep its steps and end with: "The answer is {result}."'
+    return _SYSTEM, f"Question:\n{question}\n\nAnswer:\n{response.strip()}\n\n{close}"

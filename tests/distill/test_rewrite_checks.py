@@ -47,6 +47,7 @@ def test_an_answer_in_other_words_is_taken() -> None:
         ("Multiply by two.", f"```python\n{CODE}\n```", "code"),
         ('{"a": 1', '{"a": 1, "names": ["first", "second", "third", "fourth"]}', "code"),
         ("Розы обрезают в конце зимы, когда почки начинают набухать.", PROSE, "language"),
+        ("I am here for whatever you would like to ask, so go on and tell me about it.", PROSE, "unrelated"),
         ("冬の終わりにバラを剪定し、外を向いた芽の上で切ります。", PROSE, "language"),
     ],
 )
@@ -80,14 +81,15 @@ def test_an_answer_that_comes_to_the_same_is_taken(candidate: str, reference: st
 
 
 def test_a_phrase_that_the_human_texts_hold_too_is_allowed() -> None:
-    assert check("To rewrite is to write again.", reference=PROSE, instruction="What does rewrite mean?") is None
+    assert check(f"To rewrite: {OTHER}", reference=PROSE, instruction="What does rewrite mean?") is None
+    assert judged(f"To rewrite: {OTHER}") == "banned_phrase"
 
 
 def test_limits_of_the_length_can_be_set() -> None:
     wide = " ".join(f"{word}{n}" for n, word in enumerate(8 * OTHER.split()))
     assert judged(wide) == "too_long"
     assert judged(wide, limits=Limits(longest=100.0)) is None
-    assert judged("Winter is the time.", PROSE * 3, limits=Limits(shortest=0.0)) is None
+    assert judged("Prune them in winter.", PROSE * 3, limits=Limits(shortest=0.0)) is None
 
 
 @pytest.mark.parametrize(
@@ -130,11 +132,11 @@ def test_the_last_number_is_the_result_where_none_is_marked(numbers: list[int]) 
 
 def test_the_prompt_shows_the_answer_and_asks_for_the_result_where_one_is_marked() -> None:
     system, asked = prompt("How many clips?", "April: 48", SUM)
-    assert "###" not in system
+    assert "own words" in system
     for part in ("How many clips?", "April: 48", "48 + 24 = 72", 'end with: "The answer is 72."'):
         assert part in asked
     _, plain = prompt("When?", "", PROSE)
-    assert "### Input" not in plain
+    assert "Question:\nWhen?\n\nAnswer:" in plain
     assert "end with" not in plain
 
 

@@ -156,7 +156,7 @@ def plain(options: argparse.Namespace) -> None:
     data = data_of(options, "train")
     scores, groups, seconds = _read(options, data)
     tasks = []
-    for student in _students(options, scores):
+    for student in _students(options, {*scores, *groups}):
         cost = seconds.get(student.setting["score"], 0.0) if student.setting and student.method != "random" else 0.0
         rows = _rows(data, student, scores, groups)
         tasks.append(Task(student.config(), student.recipe, rows, told={"scoring_seconds": cost}))
@@ -170,7 +170,7 @@ def table(options: argparse.Namespace) -> None:
     settled, tasks = settled_teacher(options.work), []
     said = heard(Teacher(side="train", kind=settled["kind"], width=options.width), options)
     weights = weights_of(options.work, classes=CLASSES)
-    for student in _students(options, scores):
+    for student in _students(options, {*scores, *groups}):
         if not (alpha := weights.get(student.fraction, 0.0)):
             continue  # Not swept, or best without a teacher, which `plain` measures.
         rows = _rows(data, student, scores, groups)
@@ -225,12 +225,12 @@ def merge(options: argparse.Namespace) -> None:
     kd_tables.merge(options.work)
 
 
-def _students(options: argparse.Namespace, scores: Mapping[str, Float32]) -> Iterator[Student]:
-    """Of the table, without a teacher, in the order of their worth; not those whose scores are not there."""
+def _students(options: argparse.Namespace, there: set[str]) -> Iterator[Student]:
+    """Of the table, without a teacher, in the order of their worth; not those whose scores or groups are not there."""
     for fraction, recipe in _recipes(options, [*options.fractions, 1.0]):
         for seed in range(options.seeds):
             for method in METHODS if fraction < 1 else ("full",):
-                if fraction == 1 or setting_of(method, fraction, {}).reads <= set(scores):
+                if fraction == 1 or setting_of(method, fraction, {}).reads <= there:
                     yield _student(options, fraction, method, seed, recipe)
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks import kd_text_tables
 from benchmarks.common import finished, record, rows
 from benchmarks.image_plans import chosen, setting_of
 from benchmarks.kd_text_heads import Lane, teach, teacher_accuracy, train_students
@@ -53,8 +54,7 @@ def main() -> None:
     sets = [_Set(file, options.mpnet, teachers) for file in options.files]
     for each in sets:
         each.measure(_trials(teachers) if options.what == "validate" else _tests(teachers), options.what)
-    print(choices_told())
-    print(test_told())
+    kd_text_tables.write(NAME, teachers=TEACHERS)
 
 
 @dataclass(frozen=True)
@@ -97,31 +97,8 @@ def _tests(teachers: list[str]) -> Iterable[Arm]:
         for method in METHODS if fraction < 1 else ("random",):
             yield Arm(method, fraction, "none", 0.0, 1.0, TEST_SEEDS)
             for teacher in teachers:
-                alpha, temperature = choice(teacher, fraction)
+                alpha, temperature = kd_text_tables.choice(rows(NAME), teacher, fraction)
                 yield Arm(method, fraction, teacher, alpha, temperature, TEST_SEEDS)
-
-
-def choice(teacher: str, fraction: float) -> tuple[float, float]:
-    """Alpha and temperature of the greatest mean gain over the validation rows of all sets."""
-    gains = _gains(teacher, fraction)
-    return max(gains, key=lambda at: (np.mean(gains[at]), -at[0]))
-
-
-def _gains(teacher: str, fraction: float) -> dict[tuple[float, float], list[float]]:
-    """Points over labels alone by alpha and temperature, one value a set."""
-    told = [row for row in rows(NAME) if row["split"] == "validation" and row["fraction"] == fraction]
-    base: dict[str, list[float]] = {}
-    found: dict[tuple[float, float], dict[str, list[float]]] = {}
-    for row in told:
-        if row["teacher"] == "none":
-            base.setdefault(row["dataset"], []).append(row["accuracy"])
-        if row["teacher"] == teacher:
-            at = found.setdefault((row["alpha"], row["temperature"]), {})
-            at.setdefault(row["dataset"], []).append(row["accuracy"])
-    return {
-        at: [float(np.mean(values) - np.mean(base[name])) for name, values in sorted(by_set.items())]
-        for at, by_set in found.items()
-    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,34 +258,6 @@ class _Set:
 
 def _hashed(text: str) -> int:
     return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
-
-
-def choices_told() -> str:
-    """By fraction and teacher: what validation chose, and its mean gain over labels alone, as a Markdown table."""
-    lines = ["| fraction | teacher | alpha | temperature | gain |", "| --- | --- | --- | --- | --- |"]
-    for fraction in FRACTIONS:
-        for teacher in TEACHERS:
-            gains = _gains(teacher, fraction)
-            if gains:
-                at = choice(teacher, fraction)
-                lines.append(f"| {fraction:g} | {teacher} | {at[0]:g} | {at[1]:g} | {np.mean(gains[at]):+.2f} |")
-    return "\n".join(lines)
-
-
-def test_told() -> str:
-    """Mean and standard deviation of the test accuracy by set, fraction and method, without and with each teacher."""
-    cells: dict[tuple[str, float, str], dict[str, list[float]]] = {}
-    for row in rows(NAME):
-        if row["split"] == "test":
-            at = cells.setdefault((row["dataset"], row["fraction"], row["method"]), {})
-            at.setdefault(row["teacher"], []).append(row["accuracy"])
-    columns = ("none", *TEACHERS)
-    lines = [["dataset", "fraction", "method", "labels alone", *(f"+ KD, {name}" for name in TEACHERS)]]
-    lines.append(["---"] * len(lines[0]))
-    for (dataset, fraction, method), at in sorted(cells.items()):
-        told = [f"{np.mean(at[c]):.1f} ± {np.std(at[c], ddof=1):.1f}" if c in at else "" for c in columns]
-        lines.append([dataset, f"{fraction:g}", method, *told])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ PRESETS = {
 """Method slug: preset of the selection engine, score that it reads."""
 OURS = {"default_label_free": "label_free", "default_labels": "labels"}
 """Method slug: which choice on validation images it takes."""
-ATTEMPTS = {"elfs_network": "clusters", "elfs_agreed": "agreed", "densities": "densities"}
+ATTEMPTS = {"elfs_network": "clusters", "elfs_agreed": "agreed", "mean_ranks": "ranks"}
 """Further ones, in a table of their own: AUM of the network itself, trained on cluster labels as in ELFS, by k-means or
-by what neighbours agree on; and the mean rank of the neighbours' density of all encoders."""
+by what neighbours agree on; and the mean rank of the neighbours' density of all encoders, with that AUM or without."""
 _COURSES = {"clusters": "cluster_course", "agreed": "agreed_course"}
 BY_VECTORS = ("prototypes_hard", "prototypes_easy", "default_label_free")
 """Methods that read vectors and no labels: their strata are never classes, and each encoder has its rows."""
@@ -113,10 +113,11 @@ def candidates(fraction: float, choice: str) -> dict[str, Setting]:
     more = _MORE if fraction <= FEW else windows[::2]
     if choice in _COURSES:
         return _by_course(_COURSES[choice], more, balanced=choice == "agreed")
-    if choice == "densities":
+    if choice == "ranks":
         return {
-            f"densities from {start}": Setting(score="densities", plan=Plan(order="hard", trim_hard=start))
-            for start in (_MORE if fraction <= FEW else windows)
+            f"{score} from {start}": Setting(score=score, plan=Plan(order="hard", trim_hard=start))
+            for score in ("densities", "combined")
+            for start in more
         }
     return _label_free(windows, more) if choice == "label_free" else _labels(windows, more)
 

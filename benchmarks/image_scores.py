@@ -29,7 +29,6 @@ COURSES = ("el2n", "aum", "dual", "forgetting", "mean_probability")
 VECTOR_SCORES = ("prototypes", "pseudo_label_aum", "knn_density", "coverage")
 GROUPS = ("cluster", "agreed")
 """Clusters by k-means, and those that neighbours agree on."""
-DENSITIES = "densities"
 NEIGHBOURS = 10
 
 

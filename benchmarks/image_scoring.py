@@ -1,6 +1,6 @@
 """Stages of the image benchmark that score rows, and the one that says why scores differ.
 
-    images, labels -> courses;  vectors -> scores, agree -> cluster_courses;  all -> densities, analyse
+    images, labels -> courses;  vectors -> scores, agree -> cluster_courses;  all -> ranks, analyse
 
 Each reads what the ones before left in the folder, see `benchmarks.pruning_images`, and writes below `scores/train`, of
 all training images, and `scores/part`, of those without the validation images.
@@ -93,8 +93,11 @@ def agree(options: argparse.Namespace) -> None:
         print(name, image_analysis.of_clusters(found, labels[rows]), flush=True)
 
 
-def densities(options: argparse.Namespace) -> None:
-    """The mean rank of the neighbours' density by all encoders, among all training images, also for those of `part`."""
+def ranks(options: argparse.Namespace) -> None:
+    """Mean ranks: of the neighbours' density by all encoders, and of these with the AUM of the encoder's clusters.
+
+    Densities are those among all training images, also for the images of `part`.
+    """
     _, _, held = opened(options, images=False)
     part, _ = parts_of(held)
     folder = options.work / "scores"
@@ -102,7 +105,11 @@ def densities(options: argparse.Namespace) -> None:
     found = image_scores.mean_rank(own)
     inside = np.isin(np.flatnonzero(~held), part)
     for name, rows in (("train", slice(None)), ("part", inside)):
-        image_scores.save(folder / name, {image_scores.DENSITIES: found[rows]}, {})
+        image_scores.save(folder / name, {"densities": found[rows]}, {})
+        course = folder / name / f"{options.encoder}.agreed_course.npy"
+        if course.is_file():
+            combined = image_scores.mean_rank([found[rows], np.load(course)])
+            image_scores.save(folder / name, {"combined": combined}, {}, prefix=f"{options.encoder}.")
     print(f"{len(own)} encoders")
 
 

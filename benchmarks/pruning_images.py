@@ -257,7 +257,7 @@ def _shuffled(count: int, seed: int) -> Int64:
     return np.random.Generator(np.random.Philox(key=[seed, 2])).permutation(count)
 
 
-_SCORING = ("courses", "vectors", "scores", "agree", "densities", "cluster_courses", "analyse")
+_SCORING = ("courses", "vectors", "scores", "agree", "cluster_courses", "ranks", "analyse")
 _STAGES = (pictures, speed, tune, *(getattr(image_scoring, name) for name in _SCORING), choose, settle, run)
 
 if __name__ == "__main__":

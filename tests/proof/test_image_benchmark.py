@@ -54,6 +54,7 @@ def test_candidates_of_every_choice_fit_the_fraction_and_keep_it(fraction: float
         "cluster_course",
         "agreed_course",
         "densities",
+        "combined",
     )
     scores = {name: draws.random(400).astype(np.float32) for name in names}
     groups = {name: draws.integers(0, 10, 400).astype(np.int32) for name in ("label", "cluster", "agreed")}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from datapipe.workers.tasks.causal import CausalItem
     from datapipe.workers.tasks.classify import ClassifyItem
     from datapipe.workers.tasks.embed import TextItem
+    from datapipe.workers.tasks.generate import GenerateItem
     from datapipe.workers.tasks.image import ImageItem
     from datapipe.workers.tasks.lookup import register
     from datapipe.workers.tasks.rerank import RerankItem
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _HOME = {
     "CausalItem": "tasks.causal",
     "ClassifyItem": "tasks.classify",
+    "GenerateItem": "tasks.generate",
     "Health": "protocol",
     "HttpWorker": "http.client",
     "ImageItem": "tasks.image",
@@ -46,6 +48,7 @@ _HOME = {
 __all__ = [
     "CausalItem",
     "ClassifyItem",
+    "GenerateItem",
     "Health",
     "HttpWorker",
     "ImageItem",

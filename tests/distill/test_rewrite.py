@@ -12,11 +12,15 @@ from typer.testing import CliRunner
 
 from datapipe.cli import app
 from datapipe.distill.instructions import PoolColumns, columns_of, read_pairs
-from datapipe.distill.rewrite import RewriteResult, rewrite
+from datapipe.distill.rewrite import TOKEN_BUDGET, RewriteResult, rewrite
 from datapipe.distill.rewrite_checks import Limits, check
 from datapipe.errors import ColumnError, ConfigError, ModelError, SourceError
 from datapipe.storage.verify import verify
+from datapipe.workers.http.app import create_app
+from datapipe.workers.spec import ModelSpec
 from datapipe.workers.tasks.generate import GenerateTask
+from datapipe.workers.worker import LocalWorker
+from tests.workers.http.servers import listening
 from tests.workers.tiny import text_folder
 
 if TYPE_CHECKING:
@@ -242,6 +246,18 @@ def test_a_model_that_generates_nothing_is_refused(tmp_path: Path, pool: Path) -
     text_folder(tmp_path / "m", "distilbert", mapping="MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING")
     with pytest.raises(ModelError, match="distilbert has no causal language model in transformers"):
         run(pool, tmp_path / "m", tmp_path / "out")
+
+
+def test_a_model_behind_a_server_gives_the_same_answers(
+    tmp_path: Path, pool: Path, model: Path, done: RewriteResult
+) -> None:
+    spec = ModelSpec("original", str(model), task="causal", dtype="float32")
+    local = LocalWorker([spec], device="cpu", token_budget=TOKEN_BUDGET)
+    with local as worker, listening(create_app(worker, models=[spec])) as url:
+        options: dict[str, Any] = {"workers": url, "tokenizer": str(model), "max_new_tokens": 24, "shard_rows": 16}
+        found = rewrite(pool, model="original", out=tmp_path / "out", **options)
+    assert found.counts == done.counts
+    assert (tmp_path / "out/rewritten.parquet").read_bytes() == (done.out / "rewritten.parquet").read_bytes()
 
 
 def test_the_command_gives_the_same_result(tmp_path: Path, pool: Path, model: Path, done: RewriteResult) -> None:

@@ -127,7 +127,8 @@ def by_preset(
     reasons = [f"The preset {preset.name} was asked for. {preset.told} Source: {preset.source}."]
     if preset.ours:
         reasons.append(f"Ours: {preset.ours}")
-    told = "; ".join(row.told() for row in around(fraction, method=preset.name) if row.loses)
+    near = around(fraction, method=preset.name) if plan != Plan(order="random") else ()
+    told = "; ".join(row.told() for row in near if row.loses)
     warnings = (f"At fractions near to this one {preset.name} loses to random: {told}.",) if told else ()
     return Choice(plan=plan, group_by=group, reasons=tuple(reasons), warnings=warnings if fraction < 1 else ())
 

@@ -96,6 +96,16 @@ def test_keep_hard_is_warned_about_where_figures_show_that_it_loses() -> None:
     assert not by_preset(get_preset("ccs"), fraction=0.1, classes=10, k=None).warnings
 
 
+def test_the_default_without_labels_keeps_random_rows_where_no_cut_beats_them() -> None:
+    preset = get_preset("default_label_free")
+    few = by_preset(preset, fraction=0.1, classes=None, k=None)
+    assert few.plan == Plan(order="random")
+    assert not few.warnings, "random rows do not lose to random rows"
+    more = by_preset(preset, fraction=0.3, classes=None, k=None)
+    assert more.plan == Plan(order="hard", trim_hard=0.3)
+    assert "trec6, 30% kept: 77.88 against 79.712" in more.warnings[0]
+
+
 def test_dual_draws_harder_rows_the_more_is_kept() -> None:
     preset = get_preset("dual")
     means = [SCORES[list(kept_by(preset, Budget(rows=40), f))].mean() for f in (0.01, 0.1, 0.5)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import signal
 import sys
@@ -23,6 +21,8 @@ from datapipe.errors import ConfigError, DatapipeError
 from datapipe.metrics.base import metrics_told
 from datapipe.proof.command import prove_command
 from datapipe.selection.presets import presets_told
+from datapipe.shown import print_json, show_values
+from datapipe.workers.http.command import serve_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,7 +143,7 @@ def curate(
 
     curation = Curation(source_, out=out_, **where, **options)
     if dry_run:
-        _show(curation.estimate().as_dict(), as_json=as_json)
+        show_values(curation.estimate().as_dict(), as_json=as_json)
         return
     console = Console(stderr=True)
     try:
@@ -153,7 +153,7 @@ def curate(
         console.print("interrupted; run the same command again to go on where it stopped")
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
-        _print_json(result.as_dict())
+        print_json(result.as_dict())
         return
     from datapipe.report.table import print_summary
 
@@ -167,55 +167,6 @@ def curate(
 
 
 @app.command()
-def serve(
-    model: Annotated[
-        list[str] | None,
-        Option(help="SOURCE or NAME=SOURCE, then ,task=T and the like; may be repeated. Default: the embedded models."),
-    ] = None,
-    host: Annotated[str | None, Option(help="Default 127.0.0.1; an address that others reach needs a key.")] = None,
-    port: Annotated[int | None, Option(help="Default 8000; 0 takes a free one and says which.")] = None,
-    device: Annotated[str | None, Option(help="auto, cpu, cuda (every one), cuda:0,cuda:1.")] = None,
-    api_key_file: Annotated[
-        Path | None, Option(help="Bearer keys, one a line; any of them opens, as does DATAPIPE_API_KEY.")
-    ] = None,
-    allow_public: Annotated[
-        bool | None, Option("--allow-public", help="Listen where others reach it although no key is set.")
-    ] = None,
-    max_body_bytes: Annotated[int | None, Option(help="Larger JSON bodies get 413; default 8 MiB.")] = None,
-    max_task_bytes: Annotated[int | None, Option(help="Larger Arrow bodies get 413; default 256 MiB.")] = None,
-    max_header_bytes: Annotated[int | None, Option(help="Longer heads of a request get 431; default 64 KiB.")] = None,
-    max_texts: Annotated[int | None, Option(help="More texts in a request get 413; default 2,048.")] = None,
-    max_characters: Annotated[int | None, Option(help="Longer texts get 413; default 1,000,000.")] = None,
-    max_tokens: Annotated[int | None, Option(help="More tokens in an online request get 413; default 2^20.")] = None,
-    max_requests: Annotated[int | None, Option(help="More requests at a time get 429; default 1,024.")] = None,
-    max_pending_bytes: Annotated[int | None, Option(help="More bytes of bodies held get 429; default 1 GiB.")] = None,
-    queue_items: Annotated[int | None, Option(help="More online items in the worker get 429; default 4,096.")] = None,
-    timeout_seconds: Annotated[float | None, Option(help="Requests that take longer get 504; default 30.")] = None,
-    body_seconds: Annotated[float | None, Option(help="Bodies that take longer to arrive get 408; default 30.")] = None,
-    health_seconds: Annotated[float | None, Option(help="What /health waits for the worker; default 5.")] = None,
-    stuck_seconds: Annotated[
-        float | None, Option(help="A batch running longer turns /health red; default 120.")
-    ] = None,
-    drain_seconds: Annotated[float | None, Option(help="What running requests get at the end; default 30.")] = None,
-    memory_bytes: Annotated[int | None, Option(help="Memory of the models on a device; default 8 GiB.")] = None,
-    log_level: Annotated[str | None, Option(help="info logs each request (never its text), warning does not.")] = None,
-) -> None:
-    """Serve models over HTTP: embeddings, reranking, and what installed packages add; /docs lists the routes.
-
-    Every option is also an environment variable: --max-texts is DATAPIPE_SERVE__MAX_TEXTS.
-    """
-    given = {name: value for name, value in locals().items() if value is not None}
-
-    from datapipe.workers.http.serve import Server, read_settings
-
-    settings = read_settings(given)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    server = Server(settings)
-    _show(server.effective, as_json=False, console=Console(stderr=True))
-    server.run(listening=lambda url: typer.echo(f"listening on {url}"))
-
-
-@app.command()
 def verify(
     run: Annotated[Path, Argument(help="Folder of a finished run.")],
     as_json: Annotated[bool, _json_option] = False,
@@ -225,7 +176,7 @@ def verify(
 
     found = verify_run(run)
     if as_json:
-        _print_json({"ok": found.ok, "files": found.files, "bytes": found.bytes, "problems": list(found.problems)})
+        print_json({"ok": found.ok, "files": found.files, "bytes": found.bytes, "problems": list(found.problems)})
     elif found.ok:
         Console().print(f"{found.files:,} files, {found.bytes:,} bytes: all as their manifests say")
     else:
@@ -243,7 +194,7 @@ def report(
     from datapipe.storage.verify import read_run_manifest
 
     if as_json:
-        _print_json(read_run_manifest(run))
+        print_json(read_run_manifest(run))
         return
     from datapipe.report.table import print_summary
 
@@ -252,6 +203,7 @@ def report(
 
 app.command(name="advise")(advise_command)
 app.command(name="prove")(prove_command)
+app.command(name="serve")(serve_command)
 app.command(name="rewrite")(rewrite_command)
 app.command(name="soft-labels")(soft_labels_command)
 
@@ -261,7 +213,7 @@ def show_config(*, as_json: Annotated[bool, _json_option] = False) -> None:
     """Show the settings of this environment (`DATAPIPE_…`)."""
     from datapipe.settings import Settings
 
-    _show(Settings().model_dump(), as_json=as_json)
+    show_values(Settings().model_dump(), as_json=as_json)
 
 
 @contextmanager
@@ -292,23 +244,6 @@ def _merge(given: dict[str, Any], config: Path | None) -> tuple[dict[str, Any], 
         if name not in options:
             raise ConfigError(f"{name} is missing: give it on {where}")
     return options, options.pop("source"), Path(options.pop("out"))
-
-
-def _show(values: dict[str, Any], *, as_json: bool, console: Console | None = None) -> None:
-    if as_json:
-        _print_json(values)
-        return
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None)
-    for name, value in values.items():
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        table.add_row(name.replace("_", " "), f"{value:,}" if number else str(value))
-    (console or Console()).print(table)
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1, default=str) + "\n")
 
 
 def main() -> None:

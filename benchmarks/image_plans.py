@@ -55,6 +55,8 @@ _WINDOWS = (
 """Greatest fraction kept, and parts of the hardest that are left out."""
 _MORE = (0.3, 0.5, 0.7)
 """Windows that further scores are tried with where few rows are kept."""
+_EASIER = (0.5, 0.6, 0.7)
+"""The same for mean ranks: from 0.3 on they hold more of the hardest rows than random rows do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,7 @@ def candidates(fraction: float, choice: str) -> dict[str, Setting]:
         return {
             f"{score} from {start}": Setting(score=score, plan=Plan(order="hard", trim_hard=start))
             for score in ("densities", "combined")
-            for start in more
+            for start in (_EASIER if fraction <= FEW else more)
         }
     return _label_free(windows, more) if choice == "label_free" else _labels(windows, more)
 

@@ -30,6 +30,8 @@ PRESETS = {
     "prototypes_easy": ("sorscher_easy", "prototypes"),
 }
 """Method slug: preset of the selection engine, score that it reads."""
+DUAL_POWER = 5.5
+"""DUAL's power of the pruned part as its authors set it for CIFAR-10; the preset has another, of text."""
 OURS = {"default_label_free": "label_free", "default_labels": "labels"}
 """Method slug: which choice on validation images it takes."""
 ATTEMPTS = {"elfs_network": "clusters", "elfs_agreed": "agreed", "mean_ranks": "ranks"}
@@ -106,6 +108,8 @@ def setting_of(method: str, fraction: float, ours: Mapping[str, Mapping[str, Any
     name, score = PRESETS[method]
     groups = () if method in BY_VECTORS else ("label",)
     plan, group = get_preset(name).settings(fraction, groups=groups)
+    if plan.beta is not None:
+        plan = replace(plan, beta=(plan.beta[0], 1 - (1 - fraction) ** DUAL_POWER))
     return Setting(score=score, plan=plan, group=group, place=get_preset(name).place)
 
 

@@ -72,7 +72,7 @@ class Select(SetStage):
     """
 
     name: ClassVar[str] = "select"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     settings: SelectConfig
 

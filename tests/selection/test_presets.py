@@ -108,7 +108,7 @@ def test_the_default_without_labels_keeps_random_rows_where_no_cut_beats_them() 
 
 def test_dual_draws_harder_rows_the_more_is_kept() -> None:
     preset = get_preset("dual")
-    means = [SCORES[list(kept_by(preset, Budget(rows=40), f))].mean() for f in (0.01, 0.1, 0.5)]
+    means = [SCORES[list(kept_by(preset, Budget(rows=40), f))].mean() for f in (0.01, 0.1, 0.5, 0.95)]
     assert means == sorted(means)
     assert means[0] < 0.2
     assert means[-1] > 0.6

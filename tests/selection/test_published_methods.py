@@ -13,7 +13,7 @@ from datapipe.selection.budget import Budget
 from datapipe.selection.engine import select
 from datapipe.selection.keys import race_keys
 from datapipe.selection.plan import Plan
-from datapipe.selection.presets import get_preset
+from datapipe.selection.presets import DUAL_POWER, get_preset
 from datapipe.selection.result import ScoreBatch
 from datapipe.storage.order import hash_order
 
@@ -136,7 +136,7 @@ def test_dual_draws_by_its_score_times_the_density_of_the_mean_probability(tmp_p
         ) as selection:
             found[fraction] = np.concatenate([table["kept"].to_numpy() for table in selection])
         anchor = means[np.argsort(scores)[-10:]].mean()
-        y_b = 15 * (1 - anchor) * (1 - (1 - fraction) ** 5.5)
+        y_b = 15 * (1 - anchor) * (1 - (1 - fraction) ** DUAL_POWER)
         joint = beta.pdf(means, 16 - y_b, y_b) * scores
         race = race_keys((joint / joint.max()).astype(np.float32), hash_order(IDS, seed=1))
         expected = np.zeros(ROWS, np.bool_)

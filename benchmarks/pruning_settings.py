@@ -11,7 +11,6 @@ results/pruning_settings.json.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 import tempfile
 from dataclasses import dataclass
@@ -21,15 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.common import finished, record, rows
+from benchmarks.settings_scores import ENCODER, ScoredRows, mean_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import torch
-    from numpy.typing import NDArray
-
-    from datapipe.metrics.errors_of_heads import Predicted
-    from datapipe.proxies.heads import HeadConfig, HeadData
     from datapipe.selection.plan import Plan
     from datapipe.selection.result import ScoreBatch
     from datapipe.storage.arrays import Float32, Int32, Int64
@@ -37,9 +32,6 @@ if TYPE_CHECKING:
 NAME = "pruning_settings"
 FRACTIONS = (0.1, 0.3)
 SEEDS = 5
-HEADS = 4
-ENCODER = "all-MiniLM-L6-v2"
-CACHE = Path("/tmp") / "secateur-pruning-settings"  # noqa: S108 - vectors only; made again where they are lost
 TRIMS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 FAMILIES = ("random", "el2n", "dual", "pseudo_label_aum", "trims", "label_free")
 
@@ -55,39 +47,8 @@ def main() -> None:
     print(gains())
 
 
-@dataclass(frozen=True, eq=False)
-class _Course:
-    """What every head said of every row after every epoch, float32 (heads, epochs, rows)."""
-
-    probability: Float32
-    margin: Float32
-    error: Float32
-
-
-class _Set:
-    """The training rows of one set, cut in two."""
-
-    def __init__(self, name: str, vectors: Float32, labels: Int64, held: NDArray[np.bool_]) -> None:
-        self.name, self.vectors, self.labels = name, vectors, labels
-        self.train, self.held = np.flatnonzero(~held), np.flatnonzero(held)
-        self.classes = int(labels.max()) + 1
-
-    @classmethod
-    def read(cls, file: Path) -> _Set:
-        import pyarrow.parquet as pq
-
-        from datapipe.embedding.text import embed_texts
-        from datapipe.workers.worker import LocalWorker
-
-        table = pq.read_table(file, columns=["split", "text", "label"], filters=[("split", "=", "train")])
-        texts, labels = table["text"].to_pylist(), table["label"].to_numpy().astype(np.int64)
-        cached = CACHE / f"{file.stem}.npy"
-        if not cached.exists():
-            CACHE.mkdir(parents=True, exist_ok=True)
-            with LocalWorker(device="auto") as worker:
-                np.save(cached, embed_texts(worker, texts, model=ENCODER).vectors)
-        held = np.array([int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) % 5 == 0 for text in texts])
-        return cls(file.stem, np.load(cached), labels, held)
+class _Set(ScoredRows):
+    """The settings that are tried on one set."""
 
     def measure(self, only: list[str]) -> None:
         """Record every setting of the families named."""
@@ -146,11 +107,11 @@ class _Set:
         for epoch in (1, 2, 5, 10, 20):
 
             def scores(epoch: int = epoch) -> Float32:
-                return _mean(self.course().error[:, epoch - 1])
+                return mean_of(self.course().error[:, epoch - 1])
 
             yield _Setting("ccs by el2n", f"epoch {epoch} of 20", scores, ccs)
             yield _Setting("hardest by el2n", f"epoch {epoch} of 20", scores, _hardest(0.0))
-        yield _Setting("ccs", "aum", self._aum, ccs)
+        yield _Setting("ccs", "aum", self.aum, ccs)
 
     def _dual(self) -> Iterator[_Setting]:
         """DUAL's window, and the power and sharpness of its Beta density, by mean probability or by rank."""
@@ -159,19 +120,15 @@ class _Set:
         for window in (5, 10, 20):
 
             def scores(window: int = window) -> Float32:
-                return _mean(np.stack([dual(head, window=window) for head in self.course().probability]))
+                return mean_of(np.stack([dual(head, window=window) for head in self.course().probability]))
 
             powers = (1.0, 2.0, 4.0, 5.5) if window == 10 else (5.5,)
             for power in powers:
                 for sharpness in (15.0, 5.0) if window == 10 else (15.0,):
                     told = f"window {window}, power {power:g}, sharpness {sharpness:g}"
                     plan = _beta(power, sharpness)
-                    yield _Setting("dual", f"{told}, by mean probability", scores, plan, places=self._probability)
+                    yield _Setting("dual", f"{told}, by mean probability", scores, plan, places=self.probability)
                     yield _Setting("dual", told, scores, plan)
-
-    def _probability(self) -> Float32:
-        probability = self.course().probability
-        return _mean(probability.reshape(-1, probability.shape[2]))
 
     def _pseudo_labels(self) -> Iterator[_Setting]:
         """How many clusters, and of how many sizes, the pseudo labels have."""
@@ -188,22 +145,19 @@ class _Set:
             "root / 2, root, 2 roots": [root // 2, root, 2 * root],
         }
         for name, each in sizes.items():
-            yield _Setting("elfs", name, lambda each=each: self._by_clusters(each), elfs)  # type: ignore[misc]
+            yield _Setting("elfs", name, lambda each=each: self.by_clusters(each), elfs)  # type: ignore[misc]
 
     def _trims(self) -> Iterator[_Setting]:
         """How much of the hard end is left out before the hardest rows are kept."""
         root = math.isqrt(len(self.train))
         for trim in TRIMS:
             for method, scores in (
-                ("hardest by aum", self._aum),
-                ("hardest by pseudo_label_aum", lambda: self._by_clusters([root] * 3)),
+                ("hardest by aum", self.aum),
+                ("hardest by pseudo_label_aum", lambda: self.by_clusters([root] * 3)),
             ):
                 yield _Setting(method, f"trim {trim:g}", scores, _hardest(trim))
             told = "hardest by aum, half of an equal share a class"
-            yield _Setting(told, f"trim {trim:g}", self._aum, _hardest(trim, floor=True), self._classes)
-
-    def _classes(self) -> Int32:
-        return self.labels[self.train].astype(np.int32)
+            yield _Setting(told, f"trim {trim:g}", self.aum, _hardest(trim, floor=True), self.class_codes)
 
     def _label_free(self) -> Iterator[_Setting]:
         """Metrics that need no label, each as the hardest, the middle and the easiest rows, in strata and clusters."""
@@ -212,16 +166,16 @@ class _Set:
 
         root = math.isqrt(len(self.train))
         metrics = {
-            "pseudo_label_aum": lambda: self._by_clusters([root] * 3),
-            "prototypes": lambda: self._distances(root)[0],
-            "knn_density": self._density,
+            "pseudo_label_aum": lambda: self.by_clusters([root] * 3),
+            "prototypes": lambda: self.distances(root)[0],
+            "knn_density": self.density,
         }
         for name, scores in metrics.items():
             yield _Setting(f"ccs by {name}", "", scores, get_preset("ccs").plan)
             yield _Setting(f"middle by {name}", "", scores, get_preset("moderate").plan)
             yield _Setting(f"easiest by {name}", "", scores, lambda _: Plan(order="easy"))
             yield _Setting(f"hardest by {name}", "trim 0.3", scores, _hardest(0.3))
-        scores, clusters = metrics["prototypes"], lambda: self._distances(root)[1]
+        scores, clusters = metrics["prototypes"], lambda: self.distances(root)[1]
         for told, plan in (
             ("random, in proportion", Plan(order="random", strata="group")),
             ("random, equally many", Plan(order="random", strata="group", quota="equal")),
@@ -230,60 +184,6 @@ class _Set:
             ("farthest, in proportion", Plan(order="hard", strata="group")),
         ):
             yield _Setting("of each cluster", told, scores, lambda _, plan=plan: plan, clusters)  # type: ignore[misc]
-
-    def _distances(self, k: int) -> tuple[Float32, Int32]:
-        """Distance to the nearest of k prototypes, and which it is."""
-        from datapipe.metrics.assign import Assigner
-        from datapipe.metrics.kmeans import spherical_kmeans
-
-        vectors = self.vectors[self.train]
-        with Assigner(spherical_kmeans(vectors, k=k, seed=0, threads=1), device="cpu", threads=1) as assigner:
-            cosines, clusters = assigner.assign(vectors)
-        return 1 - cosines, clusters
-
-    def _density(self) -> Float32:
-        """Mean cosine distance to the ten nearest rows."""
-        vectors = self.vectors[self.train]
-        nearest = [np.sort(part @ vectors.T, axis=1)[:, -11:-1] for part in np.array_split(vectors, 16)]
-        distances: Float32 = (1 - np.concatenate(nearest).mean(1)).astype(np.float32)
-        return distances
-
-    def _aum(self) -> Float32:
-        margin = self.course().margin
-        return -_mean(margin.reshape(-1, margin.shape[2]))
-
-    def _data(self, labels: Int32, classes: int) -> HeadData:
-        from datapipe.proxies.heads import HeadData
-
-        codes = (np.ascontiguousarray(self.vectors[self.train]).view(np.uint32) >> 16).astype(np.uint16)
-        return HeadData(codes, labels, np.arange(len(labels)), classes)
-
-    def course(self) -> _Course:
-        """The dynamics of heads on the training rows, once."""
-        file = CACHE / f"{self.name}-course.npy"
-        if not file.exists():
-            data = self._data(self.labels[self.train].astype(np.int32), self.classes)
-            np.save(file, np.stack([_watched(data, _heads(len(self.train)), seed) for seed in range(HEADS)]))
-        whole = np.load(file, mmap_mode="r")
-        return _Course(whole[:, 0], whole[:, 1], whole[:, 2])
-
-    def _by_clusters(self, sizes: list[int]) -> Float32:
-        from datapipe.metrics.assign import Assigner
-        from datapipe.metrics.kmeans import spherical_kmeans
-        from datapipe.proxies.training import Place, aum_of_heads
-
-        file = CACHE / f"{self.name}-clusters-{'-'.join(map(str, sizes))}.npy"
-        if not file.exists():
-            vectors, datas = self.vectors[self.train], []
-            for seed, k in enumerate(sizes):
-                centroids = spherical_kmeans(vectors, k=k, seed=seed, device="cpu", threads=1)
-                with Assigner(centroids, device="cpu", threads=1) as assigner:
-                    datas.append(self._data(assigner.assign(vectors)[1], k))
-            with tempfile.TemporaryDirectory() as scratch:
-                place = Place(scratch=Path(scratch), threads=1)
-                np.save(file, aum_of_heads(datas, _heads(len(vectors)), seed=0, place=place))
-        found: Float32 = np.load(file)
-        return found
 
 
 @dataclass(frozen=True)
@@ -296,11 +196,6 @@ class _Setting:
     plan: Callable[[float], Plan]
     groups: Callable[[], Int32] | None = None
     places: Callable[[], Float32] | None = None
-
-
-def _mean(values: Float32) -> Float32:
-    mean: Float32 = values.mean(0, dtype=np.float64).astype(np.float32)
-    return mean
 
 
 def _random() -> Iterator[_Setting]:
@@ -330,28 +225,6 @@ def _beta(power: float, sharpness: float) -> Callable[[float], Plan]:
         return Plan(order="weighted", beta=(sharpness, 1 - (1 - fraction) ** power))
 
     return plan
-
-
-def _heads(count: int) -> HeadConfig:
-    from datapipe.proxies.heads import HeadConfig
-    from datapipe.proxies.training import default_batch
-
-    return HeadConfig(batch_rows=default_batch(count))
-
-
-def _watched(data: HeadData, config: HeadConfig, seed: int) -> Float32:
-    """Probability, margin and error of every row after every epoch, float32 (3, epochs, rows)."""
-    from datapipe.proxies.heads import train_head
-
-    found = np.empty((3, config.epochs, len(data.labels)), np.float32)
-
-    def watch(epoch: int, part: slice, predicted: Predicted, gradient: torch.Tensor) -> None:
-        del gradient
-        for at, values in enumerate((predicted.probability, predicted.margin, predicted.error)):
-            found[at, epoch, part] = values.numpy()
-
-    train_head(data, config, seed=seed, watch=watch)
-    return found
 
 
 def _batch(scores: Float32, setting: _Setting) -> ScoreBatch:

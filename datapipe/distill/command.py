@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
 from rich.markup import escape
-from typer import Argument, Option
+from typer import Argument, Exit, Option
 
 if TYPE_CHECKING:
     from datapipe.distill.run import SoftLabelResult
+
+INTERRUPTED = 130
 
 
 def soft_labels_command(  # noqa: PLR0913, PLR0917 - an option each
@@ -66,28 +68,31 @@ def soft_labels_command(  # noqa: PLR0913, PLR0917 - an option each
     from datapipe.progress import for_terminal
 
     console = Console(stderr=True)
-    with for_terminal(console) as progress:
-        found = soft_labels(
-            run,
-            teacher=teacher,
-            top_k=top_k,
-            dense=dense,
-            sampled=sampled,
-            wide=wide,
-            rows=rows,  # type: ignore[arg-type]
-            task=task,  # type: ignore[arg-type]
-            label_map=label_map,
-            prompt_column=prompt_column,
-            response_column=response_column,
-            tokenizer=tokenizer,
-            folds=folds,
-            contradiction=contradiction,
-            noise=noise,
-            device=device,
-            workers=workers,
-            seed=seed,
-            progress=progress,
-        )
+    asked = {
+        "teacher": teacher,
+        "top_k": top_k,
+        "dense": dense,
+        "sampled": sampled,
+        "wide": wide,
+        "rows": rows,
+        "task": task,
+        "label_map": label_map,
+        "prompt_column": prompt_column,
+        "response_column": response_column,
+        "tokenizer": tokenizer,
+        "folds": folds,
+        "contradiction": contradiction,
+        "noise": noise,
+        "device": device,
+        "workers": workers,
+        "seed": seed,
+    }
+    try:
+        with for_terminal(console) as progress:
+            found = soft_labels(run, progress=progress, **asked)  # type: ignore[arg-type]
+    except KeyboardInterrupt:
+        console.print("interrupted; run the same command again to go on where it stopped")
+        raise Exit(INTERRUPTED) from None
     if as_json:
         sys.stdout.write(json.dumps(found.as_dict(), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
         return

@@ -395,3 +395,27 @@ def test_the_command_says_what_was_stored_and_what_alpha_rests_on(run: Path) -> 
     told = json.loads(found.stdout)
     assert told["header"]["draws"] == 20
     assert told["rows_per_second"] is None
+
+
+def test_an_interrupted_command_says_how_to_go_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stops(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TeachRows, "_part", stops)
+    result = CliRunner().invoke(app, ["soft-labels", str(run), "--teacher", "head"])
+    assert result.exit_code == 130
+    assert "run the same command again to go on where it stopped" in result.output
+
+
+def test_rows_that_an_update_brings_are_labelled_too(tmp_path: Path) -> None:
+    for name, rows in (("old", ROWS.head(200)), ("new", ROWS.tail(100))):
+        rows.write_parquet(tmp_path / f"{name}.parquet")
+    columns: dict[str, Any] = {"text_column": "text", "label_column": "label_name", "device": "cpu", "keep": 0.5}
+    datapipe.curate(str(tmp_path / "old.parquet"), out=tmp_path / "run", strategy="random", **columns)
+    assert teach(tmp_path / "run").facts["rows"] == 100
+    datapipe.curate(str(tmp_path / "new.parquet"), out=tmp_path / "run", strategy="random", update=True, **columns)
+    found = teach(tmp_path / "run")
+    kept = pl.read_parquet(tmp_path / "run" / "kept.parquet")["row_id"].to_list()
+    assert ids_to_arrow(found.store().row_ids).to_pylist() == kept
+    assert len(kept) == 150
+    assert datapipe.verify(tmp_path / "run").ok

@@ -87,3 +87,22 @@ def test_another_file_is_not_taken_for_dynamics(tmp_path: Path) -> None:
     pl.DataFrame({"a": [1]}).write_parquet(tmp_path / "other.parquet")
     with pytest.raises(MetricError, match="was not written by DynamicsRecorder"):
         read_dynamics(tmp_path / "other.parquet")
+
+
+def test_the_preset_dual_draws_from_recorded_dynamics(tmp_path: Path) -> None:
+    recorder, p = recorded(skip=5)
+    recorder.save(tmp_path / "dynamics.parquet")
+    source = pl.DataFrame({"name": IDS, "text": [f"text of {each}" for each in IDS]})
+    result = datapipe.curate(
+        source,
+        out=tmp_path / "run",
+        preset="dual",
+        dynamics=str(tmp_path / "dynamics.parquet"),
+        id_column="name",
+        keep_rows=2,
+    )
+    assert result.counts == {"kept": 2, "over_budget": 3, "unscored": 1}
+    _, metrics = read_dynamics(tmp_path / "dynamics.parquet")
+    means = np.take_along_axis(p, np.array(LABELS)[None, :, None], 2)[..., 0].mean(0)[:5]
+    found = metrics["mean_probability"]
+    assert np.sort(found[np.isfinite(found)]) == pytest.approx(np.sort(means), abs=1e-3)

@@ -151,6 +151,7 @@ def soft_labels(  # noqa: PLR0913 - the run and its teachers; the rest by keywor
         LockedError: Another process is writing to the run folder.
     """
     from datapipe.storage.lock import exclusive
+    from datapipe.storage.verify import read_run_manifest
 
     if not 0.5 < contradiction <= 1:  # noqa: PLR2004 - below a half two classes could contradict at once
         raise ConfigError(f"contradiction must be above 0.5 and at most 1, got {contradiction!r}")
@@ -174,9 +175,10 @@ def soft_labels(  # noqa: PLR0913 - the run and its teachers; the rest by keywor
         seed=seed,
     )
     folder = Path(run)
-    lesson = Lesson(folder, question)
-    alpha = recommended_alpha(lesson.fraction, classes=_classes(lesson.header), noise=noise)
+    read_run_manifest(folder)  # where there is no run, nothing is locked and no folder made
     with exclusive(folder):
+        lesson = Lesson(folder, question)
+        alpha = recommended_alpha(lesson.fraction, classes=_classes(lesson.header), noise=noise)
         outputs, timings = _made(lesson, alpha, contradiction, progress)
         facts = _facts(lesson, outputs, alpha, contradiction)
         _publish(lesson, outputs, facts, timings)

@@ -194,6 +194,8 @@ class TeachRows(TeachStage):
         for table, images in slices:
             tables.append(self._judged(table, images))
             context.tick(table.num_rows)
+        if not tables:
+            raise SourceError("rows of the run are no longer in its source: it has changed; curate it again")
         return pa.concat_tables(tables).combine_chunks()
 
     def _judged(self, rows: pa.Table, images: Sequence[bytes] | None) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import datapipe
 from datapipe.distill.codec import log_softmax
 from datapipe.errors import SoftLabelError, SourceError
+from datapipe.stages.teach import TeachConfig, TeachRows
 from datapipe.workers.spec import ModelSpec
 from datapipe.workers.tasks.image import ImageItem
 from datapipe.workers.worker import LocalWorker
@@ -80,6 +82,32 @@ def test_a_narrower_budget_of_images_reads_the_wider_pass(
     kept = pl.read_parquet(tmp_path / "run" / "kept.parquet")["row_id"].to_list()
     assert pl.read_parquet(found.scores)["row_id"].to_list() == kept
     assert len(kept) == 18
+
+
+def test_images_in_several_parts_and_calls_give_the_same_store_even_after_a_kill(
+    tmp_path: Path, classifier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = written(tmp_path / "rows.parquet", SET)
+    for name in ("whole", "cut"):
+        curate(source, tmp_path / name)
+    datapipe.soft_labels(tmp_path / "whole", teacher=classifier, device="cpu")
+    monkeypatch.setattr("datapipe.distill.wiring.TeachConfig", partial(TeachConfig, part_rows=12))
+    monkeypatch.setattr("datapipe.distill.wiring.IMAGE_ROWS", 8)
+    original, left = TeachRows._part, [2]
+
+    def dies(self: TeachRows, *arguments: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TeachRows, "_part", dies)
+        datapipe.soft_labels(tmp_path / "cut", teacher=classifier, device="cpu")
+    datapipe.soft_labels(tmp_path / "cut", teacher=classifier, device="cpu")
+    one, two = (pl.read_parquet(tmp_path / name / "soft_labels.parquet") for name in ("whole", "cut"))
+    assert one.equals(two)
+    assert len(list((tmp_path / "cut" / "stages").glob("teach-*/part-*.parquet"))) == 3
 
 
 def test_a_source_that_is_gone_or_has_changed_is_refused(tmp_path: Path, classifier: str) -> None:

@@ -43,6 +43,13 @@ COLUMNS = {
         *("model", "way", "documents", "documents_per_s", "cpu_ms_a_document", "sentences", "unlike", "beyond_margin"),
         *("mean_difference", "largest_difference", "score_correlation"),
     ],
+    "pruning_text_means": [
+        *("dataset", "method", "kept_5", "kept_10", "kept_20", "kept_30", "kept_50", "kept_70", "kept_90", "kept_100"),
+    ],
+    "pruning_text_worst": [
+        *("dataset", "method", "kept_5", "kept_10", "kept_20", "kept_30", "kept_50", "kept_70", "kept_90", "kept_100"),
+    ],
+    "pruning_text_gaps default_labels": ["dataset", "fraction", "minus_random", "half_width", "verdict"],
     "pruning_images_means": ["encoder", "method", "kept_5", "kept_10", "kept_30", "kept_50", "kept_100"],
     "pruning_images_worst": ["encoder", "method", "kept_5", "kept_10", "kept_30", "kept_50", "kept_100"],
     "pruning_images_gaps default_label_free": [

@@ -17,10 +17,10 @@ def write(name: str, *, current: Callable[[dict[str, Any]], bool] = bool) -> Non
 
     Args:
         name: Of the benchmark, whose rows have dataset, encoder, fraction, method, seed, accuracy and worst_class.
-        current: Which rows count; the others are of settings that are no more, and go.
+        current: Which rows count; the others are of settings that are no more, and are in no table.
     """
     rows = [row for row in common.rows(name) if current(row)]
-    _write(name, rows)
+    _write(name, common.rows(name))
     tables = {
         f"{name}_means": means(rows),
         f"{name}_worst": means(rows, of="worst_class"),
@@ -32,5 +32,6 @@ def write(name: str, *, current: Callable[[dict[str, Any]], bool] = bool) -> Non
 
 
 def _write(name: str, rows: list[dict[str, Any]]) -> None:
-    content = json.dumps({"name": name, "rows": rows}, indent=1, ensure_ascii=False)
-    (common.RESULTS / f"{name}.json").write_text(content + "\n", encoding="utf-8")
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    content = f'{{"name": {json.dumps(name)}, "rows": [\n{lines}\n]}}\n'
+    (common.RESULTS / f"{name}.json").write_text(content, encoding="utf-8")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from datapipe.distill.codec import Float64
+    from datapipe.storage.arrays import Float64
 
 
 @pytest.fixture(scope="module")

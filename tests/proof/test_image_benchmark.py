@@ -37,7 +37,7 @@ def test_no_row_tells_of_a_network_that_learnt_nothing() -> None:
 
 
 def test_the_evidence_of_our_own_is_what_the_results_say() -> None:
-    made = [*pruning_evidence.text(), *pruning_evidence.images()]
+    made = [*pruning_evidence.text(), *pruning_evidence.tested_text(), *pruning_evidence.images()]
     own = [row for row in published() if row.source.startswith("own benchmark")]
     assert own == [replace(row, half_width=round(row.half_width, 3)) for row in made]
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 NAME = "kd_text"
 FRACTIONS = (0.05, 0.1, 0.3, 0.5, 1.0)
-ALPHAS, TEMPERATURES = (0.25, 0.5, 0.75, 1.0), (1.0, 2.0)
+ALPHAS, TEMPERATURES = (0.5, 0.75, 1.0), (1.0, 2.0)
 METHODS = ("random", "el2n", "ccs", "prototypes_hard")
 TEACHERS = ("minilm", "mpnet")
 VALIDATION_SEEDS, TEST_SEEDS = 3, 5

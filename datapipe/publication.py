@@ -89,8 +89,9 @@ def _proof_of(folder: Path, manifest: Mapping[str, Any]) -> dict[str, bytes] | N
 
 
 def _choice(manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    """What names a choice of rows: the digests of the stages that lead to it."""
-    return tuple(stage["sha256"] for stage in manifest["stages"] if stage["name"] not in {"export", "report"})
+    """What names a choice of rows: the digests of the stages up to it. Later ones say nothing of it."""
+    names = [stage["name"] for stage in manifest["stages"]]
+    return tuple(stage["sha256"] for stage in manifest["stages"][: names.index("select") + 1])
 
 
 def _with_proof(

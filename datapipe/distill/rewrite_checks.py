@@ -13,6 +13,7 @@ no model, and look at nothing but the texts. In their order:
     too_short, too_long   against the reference's length, `Limits`
     repeats        it runs in circles
     final_answer   the reference comes to a result (a marked one, or it is one itself) and the candidate to another
+    numbers        of a reference's three or more numbers fewer than half stand in the candidate
     code           the reference holds JSON or Python that parses, and the candidate none
     language       most letters are of another script
     unrelated      of the words that tell the reference apart hardly any stands in the candidate
@@ -46,6 +47,7 @@ Reason: TypeAlias = Literal[
     "too_long",
     "repeats",
     "final_answer",
+    "numbers",
     "code",
     "language",
     "unrelated",
@@ -85,6 +87,9 @@ _GRAM, _DISTINCT = 4, 0.6
 
 _STEM, _TELLING, _SHARED = 5, 8, 0.15
 """Letters of a stem; stems from which a reference is told apart by them; share of them that an answer must hold."""
+
+_SOME = 3
+"""Different numbers from which a reference is one of numbers."""
 
 _MARKED = (
     re.compile(r"####\s*([-+$]?[\d.,]+)\s*$"),
@@ -153,6 +158,9 @@ def _content(candidate: str, reference: str) -> Reason | None:
         return "repeats"
     if not _same_result(candidate, reference):
         return "final_answer"
+    numbers = _numbers(reference)
+    if len(numbers) >= _SOME and 2 * len(numbers & _numbers(candidate)) < len(numbers):
+        return "numbers"
     if any(kind(reference) and not kind(candidate) for kind in (_holds_json, _holds_python)):
         return "code"
     script = _script(reference)
@@ -211,6 +219,10 @@ def _number(text: str) -> Fraction | None:
         return Fraction(*(Fraction(part) for part in plain.replace(",", "").split("/")))
     except (ValueError, ZeroDivisionError):  # more digits than Python reads, or nothing to divide by
         return None
+
+
+def _numbers(text: str) -> set[Fraction]:
+    return {number for each in _NUMBER.findall(text) if (number := _number(each)) is not None}
 
 
 def _flat(text: str) -> str:

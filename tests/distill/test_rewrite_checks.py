@@ -44,6 +44,7 @@ def test_an_answer_in_other_words_is_taken() -> None:
         ("The capital is Lyon.", "Paris", "final_answer"),
         ("It has 12 legs.", "8", "final_answer"),
         ("The parisian one.", "Paris", "final_answer"),
+        ("The peaks are Everest, Lhotse and Makalu.", "Everest 8849 m, Lhotse 8516 m, Makalu 8485 m.", "numbers"),
         ("Multiply by two.", f"```python\n{CODE}\n```", "code"),
         ('{"a": 1', '{"a": 1, "names": ["first", "second", "third", "fourth"]}', "code"),
         ("Розы обрезают в конце зимы, когда почки начинают набухать.", PROSE, "language"),
@@ -68,6 +69,7 @@ def test_an_answer_that_the_model_did_not_end_is_not_taken() -> None:
         ("It costs $1,250.00.", "The sum of all of these is 1250.\n#### 1250"),
         ("The capital of France is Paris, on the Seine.", "Paris"),
         ("A spider walks on 8 legs.", "8"),
+        ("Makalu has 8485 m, Everest 8,849.", "Everest 8849 m, Lhotse 8516 m, Makalu 8485 m are peaks."),
         ("Three of four: 6/8.", "What is left is 0.75 of it all in the end.\n#### 0.75"),
         (f"Like this:\n```python\n{CODE.replace('x', 'n')}\n```", f"```python\n{CODE}\n```"),
         (f"{CODE}\n", CODE.replace("double", "twice")),
@@ -143,5 +145,5 @@ def test_the_prompt_shows_the_answer_and_asks_for_the_result_where_one_is_marked
 def test_json_of_any_depth_does_not_break_the_check() -> None:
     deep = "[" * 100_000 + "a"
     wide = Limits(longest=1e6)
-    assert judged(deep, json.dumps({"a": list(range(40))}), limits=wide) == "code"
+    assert judged(deep, json.dumps({"a": ["roses"] * 20}), limits=wide) == "code"
     assert judged("9" * 5000, "8", limits=wide) == "final_answer"

@@ -268,9 +268,9 @@ def _sizes(header: SoftLabelHeader, rows: int, labels: SoftLabels, tokens: Token
 
 def _fits(header: SoftLabelHeader, labels: SoftLabels) -> bool:
     if isinstance(labels, DenseLabels):
-        return header.mode == "dense" and labels.log_probabilities.shape[1] == header.classes
+        return header.mode == "dense" and bool(labels.log_probabilities.shape[1] == header.classes)
     if isinstance(labels, TopLabels):
-        return labels.ids.shape[1] == header.k
+        return bool(labels.ids.shape[1] == header.k)
     return header.draws is not None
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from datapipe.errors import ConfigError, VectorError
+from datapipe.errors import ConfigError, MissingExtraError, VectorError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,6 +141,9 @@ def umap_affinity(found: Neighbours, *, seed: int = 0) -> Any:
     """Fuzzy union of each row's local fuzzy set, a symmetric scipy CSR matrix (rows, rows) in [0, 1], zero diagonal.
 
     Distances are those between unit vectors, sqrt(2 - 2 cos).
+
+    Raises:
+        MissingExtraError: umap-learn is not installed.
     """
     import warnings
 
@@ -148,7 +151,10 @@ def umap_affinity(found: Neighbours, *, seed: int = 0) -> Any:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from umap.umap_ import fuzzy_simplicial_set
+        try:
+            from umap.umap_ import fuzzy_simplicial_set
+        except ImportError as error:
+            raise MissingExtraError.of("umap-learn", extra="viz", purpose="the affinity umap") from error
 
         rows, k = found.rows.shape
         who = np.concatenate([np.arange(rows)[:, None], found.rows], axis=1).astype(np.int32)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from datapipe.errors import ColumnError, ConfigError, MetricError, SourceError
+from datapipe.errors import ColumnError, ConfigError, MetricError
+from datapipe.proof.embedded import embed_images_of, embed_texts_with
 from datapipe.selection.result import REASONS
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from datapipe.storage.arrays import Bool, Float32
 
 VECTOR = "vector"
-_AT_ONCE = 4096  # rows embedded in one call
 
 
 Content = TypeVar("Content")
@@ -160,7 +160,7 @@ def read_test(
     kind, column = content.of(result.manifest["columns"])
     if kind == "image":
         label = _checked(result, test, kind=kind, column=column, label_column=label_column)
-        keys, labels, vectors = _embed_images(result, str(test), column, label, device)
+        keys, labels, vectors = embed_images_of(result, str(test), column, label, device)
         outside, warnings = outside_of(result, kind, keys)
     else:
         values, labels = _read(result, test, kind=kind, column=column, label_column=label_column)
@@ -168,7 +168,7 @@ def read_test(
             return HeldRows(content=to_matrix(values), labels=labels, warnings=())
         texts = values.to_pylist()
         outside, warnings = outside_of(result, kind, texts)
-        vectors = _embed_texts(result, texts, device)
+        vectors = embed_texts_with(result, texts, device)
     return HeldRows(content=vectors[outside], labels=some(labels, outside), warnings=warnings)
 
 
@@ -278,51 +278,3 @@ def _vectors_of(result: CurateResult) -> list[pa.Table]:
     if result.manifest["columns"]["vector"] is not None:
         return list(stage_output(result, "ingest").tables("rows", columns=[VECTOR]))
     raise ColumnError(f"the run {result.out} has no vectors: make it with a metric that embeds, such as prototypes")
-
-
-def _embed_texts(result: CurateResult, texts: list[str], device: str) -> Float32:
-    from datapipe.embedding.text import embed_texts
-    from datapipe.stages.embedder import Embedder
-
-    embedder = Embedder(result.manifest["config"]["model"], device=device)
-    parts = [
-        embed_texts(embedder.worker(), texts[at : at + _AT_ONCE], model=embedder.name).vectors
-        for at in range(0, len(texts), _AT_ONCE)
-    ]
-    return np.concatenate(parts)
-
-
-def _embed_images(
-    result: CurateResult, test: str, column: str, label: str, device: str
-) -> tuple[list[bytes], list[str | None], Float32]:
-    """Content keys, labels and vectors of the rows with image and label."""
-    import pyarrow.compute as pc
-
-    from datapipe.embedding.image import embed_images
-    from datapipe.settings import Settings
-    from datapipe.stages.embedder import Embedder
-    from datapipe.stages.images import image_files
-    from datapipe.storage.source import open_source
-
-    settings = Settings()
-    source = open_source(test, limits=settings.limits.as_limits(), text_columns=(column,))
-    files = image_files(source, column, settings=settings)
-    embedder = Embedder(result.manifest["config"]["model"], device=device, task="embed_image")
-    keys: list[bytes] = []
-    labels: list[str | None] = []
-    vectors: list[Float32] = []
-    for batch in source.batches([column, label]):
-        whole = pc.and_(pc.is_valid(batch.table[column]), pc.is_valid(batch.table[label]))
-        table, rows = batch.table.filter(whole), batch.rows[whole.to_numpy()]
-        for row, key in zip(rows.tolist(), files.keys(table[column], file=batch.file), strict=True):
-            if not isinstance(key, bytes):
-                raise SourceError(f"{source.files[batch.file].uri} row {row + 1}: {key[1]}; leave it out of the test")
-            keys.append(key)
-        labels += [str(each) for each in table[label].to_pylist()]
-        images = [files.read(value, file=batch.file) for value in table[column].to_pylist()]
-        for at in range(0, len(images), _AT_ONCE):
-            part = images[at : at + _AT_ONCE]
-            vectors.append(embed_images(embedder.worker(), part, model=embedder.name, batch=embedder.batch))
-    if not vectors:
-        raise MetricError(f"the test file {test} has no row with image and label")
-    return keys, labels, np.concatenate(vectors)

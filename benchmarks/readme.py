@@ -15,7 +15,29 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 BLOCK = re.compile(r"(<!-- bench:(\w+)((?: \w+=\w+)*) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
 
 
+STORE = [
+    *("labels", "format", "bytes_a_row", "write_rows_s", "sequential_rows_s", "random_rows_s"),
+]
 COLUMNS = {
+    "soft_label_store 1000": STORE,
+    "soft_label_store 49152": STORE,
+    "scale": [
+        *("rows", "real_rows", "seconds", "rows_per_s", "ingest_s", "fit_s", "score_s", "select_s", "export_s"),
+        *("report_s", "peak_rss_MB", "source_GB", "run_GB", "load_before"),
+    ],
+    "scoring_cost": [
+        *("metric", "way", "rows", "seconds", "cpu_seconds", "times_ours", "times_ours_cpu", "of", "load"),
+    ],
+    "dedup labels": ["set", "threshold", "pairs", "above", "same_above", "precision", "found"],
+    "dedup recall": ["rows", "lists", "probes", "threshold", "pairs", "recall", "rows_that_go", "rows_alike"],
+    "dedup cost": [
+        *("rows", "lists", "build_s", "search_s", "search_cpu_s", "pairs", "rows_that_go", "faiss_search_s"),
+        *("times_faiss", "times_faiss_cpu"),
+    ],
+    "soft_label_loss": [
+        *("labels", "bytes_a_position", "exact_loss", "loss_bias", "loss_rmse_batch", "gradient_bias"),
+        *("gradient_rmse", "summed_gradient_rmse"),
+    ],
     "embedding": [
         *("data", "device", "method", "dtype", "batch", "rows_per_second", "times_st_float32_default"),
         *("times_st_float32_best", "times_st_bfloat16_best", "cosine_least"),

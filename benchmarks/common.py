@@ -112,7 +112,7 @@ def table(name: str, columns: list[str] | None = None, *, only: Row | None = Non
         columns: Keys to show, in that order; None shows all that are no lists or objects.
         only: Shows the rows that have these values; None shows all.
     """
-    found = [row for row in rows(name) if all(row.get(key) == value for key, value in (only or {}).items())]
+    found = [row for row in rows(name) if all(str(row.get(key)) == str(value) for key, value in (only or {}).items())]
     if columns is None:
         hidden = {"digest", "commit"}
         columns = list(dict.fromkeys(k for row in found for k, v in row.items() if not isinstance(v, dict | list)))

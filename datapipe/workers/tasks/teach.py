@@ -134,10 +134,19 @@ class TeachTask:
         """Tokens, what is said of each, and counts."""
         import pyarrow as pa
 
-        whole = {name: pa.list_(pa.int32()) for name in ("sequence", "ids")}
-        real = {name: pa.list_(pa.float32()) for name in ("log_probabilities", "entropy", "values", "tail")}
-        single = {"begin": pa.int32(), "tokens": pa.int32(), "truncated": pa.bool_()}
-        return pa.schema([pa.field(name, kind, nullable=False) for name, kind in (whole | real | single).items()])
+        whole, real = pa.list_(pa.int32()), pa.list_(pa.float32())
+        columns = {
+            "sequence": whole,
+            "begin": pa.int32(),
+            "log_probabilities": real,
+            "entropy": real,
+            "ids": whole,
+            "values": real,
+            "tail": real,
+            "tokens": pa.int32(),
+            "truncated": pa.bool_(),
+        }
+        return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
 
     @classmethod
     def over(cls, base: Task) -> Self:

@@ -13,7 +13,14 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-from datapipe.storage.atomic import explain_os_error, make_folder, sync_folder, write_atomically
+from datapipe.storage.atomic import (
+    TEMPORARY_SUFFIX,
+    explain_os_error,
+    make_folder,
+    remove_leftovers,
+    sync_folder,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +31,7 @@ RESULTS = "results"
 
 
 def publish(folder: Path, files: Mapping[str, Path | bytes], *, key: str) -> None:
-    """Make `files` the result of the run in `folder`.
+    """Make `files` the result of the run in `folder`. The caller holds its lock.
 
     Args:
         folder: The run folder.
@@ -37,6 +44,7 @@ def publish(folder: Path, files: Mapping[str, Path | bytes], *, key: str) -> Non
     target = folder / RESULTS / key
     make_folder(target)
     try:
+        _tidy(folder, target)
         for name, content in files.items():
             if isinstance(content, bytes):
                 if not _holds(target / name, content):
@@ -50,6 +58,14 @@ def publish(folder: Path, files: Mapping[str, Path | bytes], *, key: str) -> Non
         _forget(folder, keep=set(files), key=key)
     except OSError as error:
         raise explain_os_error(error, folder) from error
+
+
+def _tidy(folder: Path, target: Path) -> None:
+    """Take away what a process left that was killed in here."""
+    remove_leftovers(target)
+    for link in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        if link.is_symlink():
+            link.unlink()
 
 
 def _holds(path: Path, content: bytes) -> bool:

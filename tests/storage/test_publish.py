@@ -59,6 +59,18 @@ def test_a_process_killed_before_the_swap_leaves_the_old_result_whole(
     assert read(tmp_path) == {"kept": "2", "selection": "2"}
 
 
+def test_what_a_process_left_that_was_killed_in_the_middle_is_taken_away(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    publish(run, {"manifest.json": b"{}"}, key="one")
+    whole = sorted(path.relative_to(run) for path in run.rglob("*"))
+    (run / "results" / "one" / ".manifest.json.7.ab.partial").write_bytes(b"{")
+    (run / ".current.7.partial").symlink_to("results/two")
+    (run / ".proof.json.7.ab.partial").write_bytes(b"another writer's own")
+    publish(run, {"manifest.json": b"{}"}, key="one")
+    (run / ".proof.json.7.ab.partial").unlink()
+    assert sorted(path.relative_to(run) for path in run.rglob("*")) == whole
+
+
 def test_a_second_writer_is_kept_out_and_told_why(tmp_path: Path) -> None:
     with exclusive(tmp_path), pytest.raises(LockedError, match="is being written by another run"), exclusive(tmp_path):
         pass

@@ -11,6 +11,7 @@ run goes on with the shard that was in hand; with another model, prompt or limit
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -318,13 +319,8 @@ class GatherRewritten(SetStage):
         whole = first.schema.remove(first.schema.get_field_index("candidate"))
         told = first.select(["row_id", "reason", "candidate"]).schema
         with out.writer(REWRITTEN, whole) as rewritten, out.writer(FAILED, told) as failed:
-            for table in _chain(first, tables):
+            for table in itertools.chain([first], tables):
                 rewritten.write(table.select(whole.names))
                 failed.write(table.filter(pc.invert(table["rewritten"])).select(told.names))
                 context.tick(table.num_rows)
         return [REWRITTEN, FAILED], {**inputs["rewrite"].facts, "rows": rewritten.rows}
-
-
-def _chain(first: pa.Table, rest: Any) -> Any:
-    yield first
-    yield from rest

@@ -1,11 +1,10 @@
 """How a budget is shared out among clusters: more to those that the damage hit harder.
 
-    damage of sampled rows -> CDS of each cluster with an interval -> weights -> rows or tokens of each cluster, exactly
+    damage of sampled rows -> CDS of each cluster with an interval -> weights -> `datapipe.selection.quotas.allocate`
 
-Capability degradation scores and the share by them are PASER's (arXiv 2502.12594, section 3.3, "CDAIS"); the paper
-rounds each share down and loses the rest, and does not say what a cluster does that has fewer rows than its share. Here
-the largest remainders get the rest and what a cluster cannot take goes to the others by the same weights. Raises
-`BudgetError`.
+Capability degradation scores and the share by them are PASER's (arXiv 2502.12594, section 3.3, "CDAIS"). The paper
+rounds each share down, loses the rest, and does not say what a cluster does that has fewer rows than its share; the
+split of the quotas gives out every row. Raises `BudgetError`.
 """
 
 from __future__ import annotations
@@ -137,59 +136,6 @@ def shares_by_damage(
     weights = weights / weights.sum() if weights.sum() > 0 else base / base.sum()
     found: Float64 = (1.0 - even) * weights + even * base / base.sum()
     return found
-
-
-def allocate(weights: Float64, available: Int64, *, budget: int) -> Int64:
-    """Split a budget over clusters in proportion to weight, exactly, int64 (clusters,).
-
-    sum(n_k) == min(budget, sum of available_k where weight_k > 0, else of all) and n_k <= available_k. While some
-    cluster's share is more than it has, it gives all it has and the others share the rest by their weights; then the
-    largest remainders get what rounding left, ties to the lower cluster. Clusters of weight 0 come last, by size.
-
-    Args:
-        weights: float64 (clusters,), >= 0.
-        available: Rows (or tokens) of each, int64 (clusters,), >= 0.
-        budget: Rows (or tokens) in all, >= 0.
-
-    Raises:
-        BudgetError: A weight is negative or not finite, the lengths differ, or the budget is negative.
-    """
-    if len(weights) != len(available):
-        raise BudgetError(f"{len(weights)} weights for {len(available)} clusters")
-    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
-    if len(wrong):
-        raise BudgetError(f"the weight of cluster {wrong[0]} is {weights[wrong[0]]}; it must be finite and >= 0")
-    if budget < 0:
-        raise BudgetError(f"a budget is 0 or more; got {budget}")
-    given = np.zeros(len(available), np.int64)
-    for by in (np.asarray(weights, np.float64), available.astype(np.float64) * (weights == 0)):
-        left = budget - int(given.sum())
-        if left > 0 and by.sum() > 0:
-            given += _poured(by, np.where(by > 0, available - given, 0), left)
-    return given
-
-
-def _poured(weights: Float64, room: Int64, budget: int) -> Int64:
-    given = np.zeros(len(room), np.int64)
-    open_ = (weights > 0) & (room > 0)
-    left = min(budget, int(room[open_].sum()))
-    while left > 0:
-        ideal = np.where(open_, weights, 0.0)
-        ideal = ideal / ideal.sum() * left
-        full = open_ & (ideal >= room)
-        if full.any():
-            given[full] = room[full]
-            left -= int(room[full].sum())
-            open_ &= ~full
-            continue
-        floors = np.floor(ideal).astype(np.int64)
-        rest = left - int(floors.sum())
-        order = np.lexsort((np.arange(len(room)), -(ideal - floors)))
-        order = order[open_[order]]
-        floors[order[:rest]] += 1
-        given += floors
-        break
-    return given
 
 
 def allocate_tokens(order: Sequence[Int64], tokens: Int64, budgets: Int64) -> list[Int64]:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import torch
 
 LN_2 = math.log(2.0)
-_COLUMNS = ("jsd", "kl_op", "kl_po", "disagree", "nll_o", "nll_p")
 _ROWS_AT_ONCE = 64
 """Rows that the host works on at a time: their logits stay in its cache."""
 
@@ -95,7 +94,7 @@ def token_divergence(
             "with different tokenizers cannot be compared token by token"
         )
     rows = min(original.chunk_rows, pruned.chunk_rows)
-    parts = [torch.empty((0, len(_COLUMNS)), device=states_o.device)]
+    parts = [torch.empty((0, len(columns())), device=states_o.device)]
     with torch.inference_mode():
         for start in range(0, len(targets), rows):
             chunk = slice(start, start + rows)
@@ -129,7 +128,7 @@ def rows_divergence(logits_o: torch.Tensor, logits_p: torch.Tensor, targets: tor
     starts = range(0, len(targets), _ROWS_AT_ONCE)
     pieces = [(logits_o[at : at + _ROWS_AT_ONCE], logits_p[at : at + _ROWS_AT_ONCE], at) for at in starts]
     found = [_plain(one, other, targets[at : at + _ROWS_AT_ONCE]) for one, other, at in pieces]
-    return torch.cat([*found, torch.empty((0, len(_COLUMNS)))])
+    return torch.cat([*found, torch.empty((0, len(columns())))])
 
 
 def _plain(logits_o: torch.Tensor, logits_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

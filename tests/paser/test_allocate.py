@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datapipe.errors import BudgetError
-from datapipe.paser.allocate import allocate, allocate_tokens, degradation, shares_by_damage
+from datapipe.paser.allocate import allocate_tokens, degradation, shares_by_damage
+from datapipe.selection.quotas import allocate
 
 
 def test_a_cluster_twice_as_damaged_gets_twice_the_rows() -> None:
@@ -81,9 +82,12 @@ def test_tokens_are_filled_from_the_best_row_on_and_a_row_too_long_is_passed_ove
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: allocate(np.array([1.0, np.nan]), np.array([1, 1]), budget=1), "weight of cluster 1 is nan"),
-        (lambda: allocate(np.array([1.0]), np.array([1, 1]), budget=1), "1 weights for 2 clusters"),
-        (lambda: allocate(np.array([1.0]), np.array([1]), budget=-1), "0 or more; got -1"),
+        (
+            lambda: allocate(np.array([1.0, np.nan]), np.array([1, 1]), budget=1),
+            r"weight of stratum 1 must be finite and at least 0; got nan",
+        ),
+        (lambda: allocate(np.array([1.0]), np.array([1, 1]), budget=1), "1 weights for 2 strata"),
+        (lambda: allocate(np.array([1.0]), np.array([1]), budget=-1), "at least 0; got -1"),
         (lambda: shares_by_damage(np.array([-1.0])), "score of cluster 0 is -1.0"),
         (lambda: shares_by_damage(np.array([1.0]), prior=np.array([0.0])), "all priors are zero"),
         (lambda: shares_by_damage(np.array([1.0]), even=2.0), "0 ... 1; got 2.0"),

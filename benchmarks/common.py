@@ -104,6 +104,26 @@ def rows(name: str) -> list[Row]:
     return found
 
 
+def outcome(predicted: Any, truth: Any, *, classes: int, rows: int, seconds: float) -> Row:
+    """What a row says of one training: `rows`, `accuracy` and `worst_class` in percent, `seconds`.
+
+    Args:
+        predicted: Class of each asked row, int64 (asked,).
+        truth: The true one, int64 (asked,).
+        classes: Their number.
+        rows: Learnt from.
+        seconds: Of this training.
+    """
+    from datapipe.proof.statistics import worst_class
+
+    return {
+        "rows": rows,
+        "accuracy": 100 * float((predicted == truth).mean()),
+        "worst_class": 100 * worst_class(predicted, truth, classes=classes),
+        "seconds": seconds,
+    }
+
+
 def table(name: str, columns: list[str] | None = None, *, only: Row | None = None) -> str:
     """A benchmark's rows as a Markdown table.
 

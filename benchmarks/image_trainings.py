@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks import image_tables
-from benchmarks.common import record
+from benchmarks.common import outcome, record
 from datapipe.proof.images import ImageRecipe, ImageTrainer
-from datapipe.proof.statistics import worst_class
 from datapipe.storage.digest import digest_of
 
 if TYPE_CHECKING:
@@ -64,6 +63,30 @@ def measure(
     if not tasks or time.perf_counter() > options.deadline:
         return
     trainer = trainer_of(options, data, recipe)
+
+    def train(some: Sequence[Task], arms: list[Int64]) -> Int64:
+        rates = [task.config["recipe"]["learning_rate"] for task in some]
+        return trainer.train_many(arms, [task.config["seed"] for task in some], rates=rates)
+
+    in_lanes(name, tasks, train, options, labels[test])
+
+
+def in_lanes(
+    name: str,
+    tasks: Sequence[Any],
+    train: Callable[[Sequence[Any], list[Int64]], Int64],
+    options: argparse.Namespace,
+    truth: Int64,
+) -> None:
+    """Record what `train` predicts for as many tasks at once as there are lanes, until the deadline.
+
+    Args:
+        name: Of the benchmark.
+        tasks: Each with `config`, `rows` and `told`.
+        train: From tasks and their rows to the classes of the asked rows, int64 (tasks, asked).
+        options: Deadline and lanes.
+        truth: Of the asked rows, int64 (asked,).
+    """
     lanes = fastest(options)
     with ThreadPoolExecutor(4) as pool:
         # Rows are chosen on the host while the device trains on those before.
@@ -74,16 +97,10 @@ def measure(
             if started > options.deadline:
                 pool.shutdown(cancel_futures=True)
                 return
-            rates = [task.config["recipe"]["learning_rate"] for task in some]
-            predicted = trainer.train_many(arms, [task.config["seed"] for task in some], rates=rates)
+            predicted = train(some, arms)
             took = (time.perf_counter() - started) / len(some)
             for task, arm, own in zip(some, arms, predicted, strict=True):
-                row = {
-                    "rows": len(arm),
-                    "accuracy": 100 * float((own == labels[test]).mean()),
-                    "worst_class": 100 * worst_class(own, labels[test], classes=CLASSES),
-                    "seconds": took,
-                }
+                row = outcome(own, truth, classes=CLASSES, rows=len(arm), seconds=took)
                 record(name, {**row, **task.told}, task.config)
 
 

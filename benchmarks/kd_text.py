@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks import kd_text_tables
-from benchmarks.common import finished, record, rows
+from benchmarks.common import finished, outcome, record, rows
 from benchmarks.image_plans import chosen, setting_of
 from benchmarks.kd_text_heads import Lane, teach, teacher_accuracy, train_students
 
@@ -192,7 +192,6 @@ class _Set:
 
     def _measure(self, part: Part, teacher: str, arms: list[Arm]) -> None:
         from datapipe.proof.heads import HeadRecipe
-        from datapipe.proof.statistics import worst_class
 
         each = [(arm, seed) for arm in arms for seed in range(arm.seeds)]
         lanes = [
@@ -206,12 +205,7 @@ class _Set:
         )
         seconds = (time.perf_counter() - begun) / len(lanes)
         for (arm, seed), lane, predicted in zip(each, lanes, found, strict=True):
-            told = {
-                "rows": len(lane.rows),
-                "accuracy": 100 * float((predicted == part.truth).mean()),
-                "worst_class": 100 * worst_class(predicted, part.truth, classes=part.classes),
-                "seconds": seconds,
-            }
+            told = outcome(predicted, part.truth, classes=part.classes, rows=len(lane.rows), seconds=seconds)
             record(NAME, {**told, **own}, self._config(arm, seed, part.split))
 
     def _config(self, arm: Arm, seed: int, split: str) -> dict[str, Any]:

@@ -25,7 +25,6 @@ import numpy as np
 
 from benchmarks import common
 from benchmarks.kd_text_trainer import SoftTextTrainer
-from datapipe.proof.statistics import worst_class
 from datapipe.proof.text import TextRecipe
 from datapipe.storage.digest import digest_of
 
@@ -289,12 +288,7 @@ def _measure(name: str, options: argparse.Namespace, texts: Texts, split: str, t
         took = time.perf_counter() - started
         print(f"{texts.name}: {len(some)} trainings, {1000 * took / options.steps:.2f} ms a step", flush=True)
         for task, predicted in zip(some, found, strict=True):
-            row = {
-                "rows": len(task.rows),
-                "accuracy": 100 * float((predicted == truth).mean()),
-                "worst_class": 100 * worst_class(predicted, truth, classes=texts.classes),
-                "seconds": took / len(some),
-            }
+            row = common.outcome(predicted, truth, classes=texts.classes, rows=len(task.rows), seconds=took / len(some))
             common.record(name, row, task.config)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks import image_scores, image_tables
-from benchmarks.common import record
-from benchmarks.image_trainings import CLASSES, fastest, frozen, opened, parts_of, trainer_of
+from benchmarks.image_trainings import CLASSES, frozen, in_lanes, opened, parts_of, trainer_of
 from benchmarks.kd_plans import Student, Teacher, noisy
 from datapipe.proof.images import SoftLabels
-from datapipe.proof.statistics import worst_class
 from datapipe.storage.digest import digest_of, file_sha256
 
 if TYPE_CHECKING:
@@ -99,32 +96,17 @@ def measure(name: str, tasks: Sequence[Task], options: argparse.Namespace, data:
 
 def _measure(name: str, tasks: list[Task], trainer: ImageTrainer, options: argparse.Namespace, data: Data) -> None:
     _, labels, train, test = data
-    lanes = fastest(options)
-    with ThreadPoolExecutor(4) as pool:
-        # Rows are chosen on the host while the device trains on those before.
-        rows = [pool.submit(task.rows) for task in tasks]
-        for start in range(0, len(tasks), lanes):
-            some, arms = tasks[start : start + lanes], [each.result() for each in rows[start : start + lanes]]
-            started = time.perf_counter()
-            if started > options.deadline:
-                pool.shutdown(cancel_futures=True)
-                return
-            predicted = trainer.train_many(
-                arms,
-                [task.config["seed"] for task in some],
-                rates=[task.recipe.learning_rate for task in some],
-                labels=[labels[train] if task.labels is None else task.labels for task in some],
-                soft=[task.soft for task in some],
-            )
-            took = (time.perf_counter() - started) / len(some)
-            for task, arm, own in zip(some, arms, predicted, strict=True):
-                row = {
-                    "rows": len(arm),
-                    "accuracy": 100 * float((own == labels[test]).mean()),
-                    "worst_class": 100 * worst_class(own, labels[test], classes=CLASSES),
-                    "seconds": took,
-                }
-                record(name, {**row, **task.told}, task.config)
+
+    def learnt(some: Sequence[Task], arms: list[Int64]) -> Int64:
+        return trainer.train_many(
+            arms,
+            [task.config["seed"] for task in some],
+            rates=[task.recipe.learning_rate for task in some],
+            labels=[labels[train] if task.labels is None else task.labels for task in some],
+            soft=[task.soft for task in some],
+        )
+
+    in_lanes(name, tasks, learnt, options, labels[test])
 
 
 def data_of(options: argparse.Namespace, side: str) -> Data:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import text_tables
-from benchmarks.common import finished, record
+from benchmarks.common import finished, outcome, record
 from benchmarks.text_sets import ENCODER, FRACTIONS, METHODS, TextSet, told_setting
 from datapipe.storage.digest import digest_of
 
@@ -77,7 +77,6 @@ def _cost(texts: TextSet, method: str, seed: int) -> float:
 
 def _rows(texts: TextSet, arms: list[Int64]) -> Iterator[dict[str, Any]]:
     from datapipe.proof.heads import HeadRecipe, train_heads
-    from datapipe.proof.statistics import worst_class
 
     started = time.perf_counter()
     found = train_heads(
@@ -92,12 +91,7 @@ def _rows(texts: TextSet, arms: list[Int64]) -> Iterator[dict[str, Any]]:
     seconds = (time.perf_counter() - started) / len(arms)
     truth = texts.labels[texts.test]
     for arm, predicted in zip(arms, found, strict=True):
-        yield {
-            "rows": len(arm),
-            "accuracy": 100 * float((predicted == truth).mean()),
-            "worst_class": 100 * worst_class(predicted, truth, classes=texts.classes),
-            "seconds": seconds,
-        }
+        yield outcome(predicted, truth, classes=texts.classes, rows=len(arm), seconds=seconds)
 
 
 if __name__ == "__main__":

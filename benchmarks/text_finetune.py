@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks import common
-from datapipe.proof.statistics import worst_class
 from datapipe.proof.text import TextRecipe, TextTrainer
 from datapipe.storage.digest import digest_of
 
@@ -196,12 +195,7 @@ def _measure(
         took = time.perf_counter() - started
         print(f"{texts.name}: {len(some)} trainings, {1000 * took / recipe.steps:.2f} ms a step", flush=True)
         for task, predicted in zip(some, found, strict=True):
-            row = {
-                "rows": len(task.rows),
-                "accuracy": 100 * float((predicted == truth).mean()),
-                "worst_class": 100 * worst_class(predicted, truth, classes=texts.classes),
-                "seconds": took / len(some),
-            }
+            row = common.outcome(predicted, truth, classes=texts.classes, rows=len(task.rows), seconds=took / len(some))
             common.record(name, row, task.config)
 
 

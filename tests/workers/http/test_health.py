@@ -41,7 +41,7 @@ class Counting(LocalWorker):
 
 @pytest.fixture
 async def worker() -> AsyncIterator[Counting]:
-    with Counting([PRECISE, ECHO], device="cpu", threads=1, stuck_seconds=0.5) as opened:
+    with Counting([PRECISE, ECHO], device="cpu", threads=1, stuck_seconds=2.0) as opened:
         opened.load(PRECISE.name)
         yield opened
 
@@ -145,13 +145,15 @@ async def test_a_full_queue_is_no_illness(app_of: Callable[..., FastAPI]) -> Non
     assert (response.status_code, response.json()["detail"]) == (200, "busy: the queue is full")
 
 
-async def test_bulk_work_does_not_keep_the_probe_waiting(app_of: Callable[..., FastAPI], worker: Counting) -> None:
-    bulk = asyncio.create_task(worker.arun("embed", [TextItem("some words " * 20)] * 500, model=PRECISE.name))
-    await asyncio.to_thread(wait_until, lambda: worker.health().queued > 0)
-    response = await ask(app_of(over=worker))
-    assert (response.status_code, response.json()["detail"]) == (200, "")
-    assert not bulk.done()
-    bulk.cancel()
+async def test_bulk_work_does_not_keep_the_probe_waiting(app_of: Callable[..., FastAPI]) -> None:
+    with LocalWorker([PRECISE], device="cpu", threads=1) as worker:
+        worker.load(PRECISE.name)
+        bulk = asyncio.create_task(worker.arun("embed", [TextItem("some words " * 20)] * 500, model=PRECISE.name))
+        await asyncio.to_thread(wait_until, lambda: worker.health().queued > 0)
+        response = await ask(app_of(over=worker, health_seconds=30.0))
+        assert (response.status_code, response.json()["detail"]) == (200, "")
+        assert not bulk.done()
+        bulk.cancel()
 
 
 def test_the_server_is_ready_once_its_models_have_answered(app_of: Callable[..., FastAPI], worker: Counting) -> None:

@@ -17,9 +17,12 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datapipe.storage.digest import digest_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(os.environ.get("BENCHMARK_RESULTS", ROOT / "benchmarks" / "results"))
@@ -86,13 +89,20 @@ def record(name: str, row: Row, config: Row) -> Row:
     digest = digest_of(config)
     whole = {**config, **row, "digest": digest, **environment()}
     kept = [known for known in rows(name) if known["digest"] != digest]
+    write_rows(name, [*kept, whole])
+    return whole
+
+
+def write_rows(name: str, rows: Sequence[Row]) -> None:
+    """Make these all the rows of a benchmark, at once, a row a line. No rows leave what is there."""
+    if not rows:
+        return
+    lines = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in rows)
     path = _path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({"name": name, "rows": [*kept, whole]}, indent=1, ensure_ascii=False)
     temporary = path.with_suffix(".partial")
-    temporary.write_text(content + "\n", encoding="utf-8")
+    temporary.write_text(f'{{\n "name": {json.dumps(name)},\n "rows": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
     temporary.replace(path)
-    return whole
 
 
 def rows(name: str) -> list[Row]:

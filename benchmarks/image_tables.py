@@ -84,13 +84,13 @@ def merge(work: Path, *, main_encoder: str) -> None:
         rows = list(known.values())
         if name == "pruning_images":
             rows = _shared(rows, main_encoder)
-        _write(name, rows)
+        common.write_rows(name, rows)
     rows = common.rows("pruning_images")
-    _write("pruning_images_means", means(rows))
-    _write("pruning_images_worst", means(rows, of="worst_class"))
-    _write("pruning_images_gaps", gaps(rows))
+    common.write_rows("pruning_images_means", means(rows))
+    common.write_rows("pruning_images_worst", means(rows, of="worst_class"))
+    common.write_rows("pruning_images_gaps", gaps(rows))
     further = [row for row in gaps([*rows, *common.rows("pruning_images_attempts")]) if row["method"] in ATTEMPTS]
-    _write("pruning_images_attempts_gaps", further)
+    common.write_rows("pruning_images_attempts_gaps", further)
     for name in ("pruning_images_means", "pruning_images_worst", "pruning_images_gaps", "pruning_images_attempts_gaps"):
         print(common.table(name))
 
@@ -163,16 +163,6 @@ def _shared(rows: list[Row], main_encoder: str) -> list[Row]:
         for row in same
     ]
     return own + copies
-
-
-def _write(name: str, rows: list[Row]) -> None:
-    if not rows:
-        return
-    common.RESULTS.mkdir(parents=True, exist_ok=True)
-    # A row a line: there are hundreds.
-    lines = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    content = f'{{\n "name": {json.dumps(name)},\n "rows": [\n  {lines}\n ]\n}}\n'
-    (common.RESULTS / f"{name}.json").write_text(content, encoding="utf-8")
 
 
 def _mean(values: list[float]) -> float:

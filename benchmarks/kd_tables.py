@@ -136,21 +136,21 @@ def merge(work: Path) -> None:
         if name == "kd_images":
             plain = {row["digest"]: row for row in (*common.rows("pruning_images"), *rows_of(work, "pruning_images"))}
             rows += shared(rows, plain.values())
-        _write(name, rows)
+        common.write_rows(name, rows)
     soft = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(work.glob("soft/*/*.json"))]
     dataset = (work / "name").read_text(encoding="utf-8")
     others = [row for row in common.rows("kd_images_teachers") if row["dataset"] != dataset]
-    _write("kd_images_teachers", others + [{"dataset": dataset, **row} for row in soft])
+    common.write_rows("kd_images_teachers", others + [{"dataset": dataset, **row} for row in soft])
     rows = common.rows("kd_images")
     clean = [row for row in rows if not row["noise"]]
     main = [row for row in clean if row["teacher"] in (None, _main_teacher(clean, row["dataset"]))]
-    _write("kd_images_means", means(main, ("dataset", "method", "kd")))
-    _write("kd_images_verdicts", verdicts(main))
+    common.write_rows("kd_images_means", means(main, ("dataset", "method", "kd")))
+    common.write_rows("kd_images_verdicts", verdicts(main))
     teachers = [row for row in clean if row["method"] == "random" and row["kd"]]
-    _write("kd_images_sizes", means(teachers, ("dataset", "teacher")))
+    common.write_rows("kd_images_sizes", means(teachers, ("dataset", "teacher")))
     wrong = [row for row in rows if row["noise"]]
-    _write("kd_images_noise", means(wrong, ("dataset", "noise", "method", "kd", "teacher")))
-    _write("kd_images_alpha_means", means(common.rows("kd_images_alpha"), ("dataset", "alpha")))
+    common.write_rows("kd_images_noise", means(wrong, ("dataset", "noise", "method", "kd", "teacher")))
+    common.write_rows("kd_images_alpha_means", means(common.rows("kd_images_alpha"), ("dataset", "alpha")))
     for name in ("means", "verdicts", "sizes", "noise", "alpha_means"):
         print(common.table(f"kd_images_{name}"), end="\n\n")
 
@@ -243,12 +243,6 @@ def _compared(ours: list[float], theirs: list[float]) -> Row:
         "verdict": known.verdict,
         "seeds": min(len(ours), len(theirs)),
     }
-
-
-def _write(name: str, rows: list[Row]) -> None:
-    common.RESULTS.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({"name": name, "rows": rows}, indent=1, ensure_ascii=False)
-    (common.RESULTS / f"{name}.json").write_text(content + "\n", encoding="utf-8")
 
 
 def _mean(values: list[float]) -> float:

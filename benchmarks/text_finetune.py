@@ -167,8 +167,7 @@ def merge(options: argparse.Namespace) -> None:
 
     for name in (TUNING, NAME):
         known = {row["digest"]: row for row in (*common.rows(name), *_rows(options.work, name))}
-        content = json.dumps({"name": name, "rows": list(known.values())}, indent=1, ensure_ascii=False)
-        (common.RESULTS / f"{name}.json").write_text(content + "\n", encoding="utf-8")
+        common.write_rows(name, list(known.values()))
     text_tables.write(NAME)
 
 

@@ -174,8 +174,8 @@ SOURCES = {
     ],
     "datapipe.stages.export.Export": ["storage/export.py", "storage/parquet.py"],
     "datapipe.stages.report.Report": [
-        *(f"report/{name}.py" for name in ("examples", "facts", "map2d", "markup", "measure", "page", "plots")),
-        *(f"report/{name}.py" for name in ("scatter", "sections", "tally")),
+        *(f"report/{name}.py" for name in ("examples", "facts", "frame", "map2d", "markup", "measure", "page")),
+        *(f"report/{name}.py" for name in ("plots", "scatter", "sections", "tally")),
         "stages/report_sample.py",
         "stages/thumbnails.py",
         "report/page.css",

@@ -1,26 +1,18 @@
-"""One self-contained HTML page a run.
-
-RunFacts, proof -> sections -> page. No request leaves the page: styles, script and plots stand in it, and its content
-policy lets nothing else load or run, so a row of hostile text could not do so even if it got through the escaping.
-"""
+"""One self-contained HTML page a run: RunFacts, proof -> sections -> page."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from datapipe.report.examples import examples, matches
-from datapipe.report.markup import Html, count, join, number, percent, tag
+from datapipe.report.frame import identity, laid_out, why
 from datapipe.report.proof import proof_section
-from datapipe.report.sections import balance, row_map, scores, strata, words
+from datapipe.report.sections import balance, row_map, scores, strata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from datapipe.report.facts import RowCounts, RunFacts, StrategyFacts
+    from datapipe.report.facts import RunFacts
 
 __all__ = ["build_report"]
 
@@ -33,7 +25,7 @@ def build_report(facts: RunFacts, *, proof: Mapping[str, Any] | None = None) -> 
         proof: What proof.json holds, where the run was proved.
     """
     parts = {
-        "Why": _why(facts.strategy),
+        "Why": why(facts.strategy),
         "Proof": proof_section(proof) if proof is not None else None,
         "Scores": scores(facts),
         "Strata": strata(facts),
@@ -41,126 +33,6 @@ def build_report(facts: RunFacts, *, proof: Mapping[str, Any] | None = None) -> 
         "Map": row_map(facts),
         "Matches": matches(facts),
         "Examples": examples(facts),
-        "Run": _run(facts),
+        "Run": identity(facts),
     }
-    shown = {name: part for name, part in parts.items() if part}
-    links = [tag("a", name, href=f"#{name.lower()}") for name in shown]
-    sections = [
-        tag("section", part, id=name.lower(), aria_labelledby=f"{name.lower()}-title") for name, part in shown.items()
-    ]
-    footer = tag(
-        "footer", "Made by secateur from the run's own facts: the same run gives the same page, byte for byte."
-    )
-    body = tag("main", _head(facts), tag("nav", *links, aria_label="Sections"), *sections, footer)
-    return "<!doctype html>\n" + _document(facts.identity.source, body)
-
-
-def _document(title: str, body: Html) -> Html:
-    style, script = _asset("page.css"), _asset("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; base-uri 'none'"
-    )
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{title} \u2013 curation report"),
-        tag("link", rel="icon", href="data:,"),
-        tag("style", style),
-    )
-    return tag("html", head, tag("body", body, tag("script", script)), lang="en")
-
-
-def _asset(name: str) -> Html:
-    return Html(resources.files("datapipe.report").joinpath(name).read_text(encoding="utf-8"))
-
-
-def _head(facts: RunFacts) -> Html:
-    counts = facts.counts
-    headline = tag(
-        "p",
-        tag("b", count(counts.kept)), f" of {count(counts.rows_in)} rows kept ",
-        tag("span", f"({percent(counts.kept, counts.rows_in)})", class_="share"),
-        class_="headline",
-    )  # fmt: skip
-    title = tag("h1", facts.identity.source)
-    overline = tag("p", f"Curation report \u00b7 {facts.strategy.name}, {facts.strategy.budget}", class_="overline")
-    return tag("header", title, overline, headline, *_whole(counts), _figures(facts))
-
-
-def _whole(counts: RowCounts) -> tuple[Html, Html]:
-    """Draw all rows as one bar, and its key, which holds the numbers."""
-    pieces = [("kept", counts.kept, "k-fill", 1.0)]
-    dropped = sorted(counts.dropped.items(), key=lambda item: (-item[1], item[0]))
-    rejected = sorted(counts.rejected.items(), key=lambda item: (-item[1], item[0]))
-    # One colour for all that was dropped, paler for each further reason.
-    pieces += [
-        (f"dropped: {words(why)}", rows, "d-fill", max(0.3, 1 - 0.28 * i)) for i, (why, rows) in enumerate(dropped)
-    ]
-    pieces += [
-        (f"rejected: {words(why)}", rows, "r-fill", max(0.3, 1 - 0.28 * i)) for i, (why, rows) in enumerate(rejected)
-    ]
-    pieces = [piece for piece in pieces if piece[1]]
-    bar = [
-        tag("i", class_=fill, style=f"flex:{rows} 0 0;--strength:{strength:.2f}") for _, rows, fill, strength in pieces
-    ]
-    key = [
-        tag("li", tag("b", count(rows)), f" {name} ({percent(rows, counts.rows_in)})",
-            class_=fill, style=f"--strength:{strength:.2f}")
-        for name, rows, fill, strength in pieces
-    ]  # fmt: skip
-    return tag("div", *bar, class_="whole", aria_hidden="true"), tag("ul", *key, class_="key")
-
-
-def _figures(facts: RunFacts) -> Html:
-    counts = facts.counts
-    dropped, rejected = sum(counts.dropped.values()), sum(counts.rejected.values())
-    figures = [
-        ("Rows in", count(counts.rows_in), f"{count(counts.accepted)} accepted"),
-        ("Dropped", count(dropped), f"{percent(dropped, counts.accepted)} of the accepted rows"),
-        ("Rejected", count(rejected), "unusable, with a reason each" if rejected else "every row was usable"),
-    ]
-    if counts.tokens is not None and counts.tokens_kept is not None:
-        share = percent(counts.tokens_kept, counts.tokens)
-        figures.append(("Tokens kept", count(counts.tokens_kept), f"{share} of {count(counts.tokens)}"))
-    if counts.duplicates:
-        figures.append(("Duplicates", count(counts.duplicates), "accepted rows that repeat another"))
-    if counts.truncated:
-        figures.append(("Truncated", count(counts.truncated), "texts longer than the model reads"))
-    if facts.balance:
-        before, after = facts.balance.score_before, facts.balance.score_after
-        figures.append(("Class balance", number(after), f"was {number(before)}; 1 is classes of one size"))
-    cells = [tag("div", tag("dt", name), tag("dd", value, tag("small", note))) for name, value, note in figures]
-    return tag("dl", *cells, class_="figures")
-
-
-def _why(strategy: StrategyFacts) -> Html:
-    warnings = [tag("li", sentence, class_="warning") for sentence in strategy.warnings]
-    evidence = [tag("li", sentence) for sentence in strategy.why]
-    lede = tag("p", "The strategy was ", tag("b", strategy.name), f" with a budget of {strategy.budget}.")
-    listed = tag("ul", *warnings, *evidence, class_="why") if warnings or evidence else None
-    return join(tag("h2", "Why these rows", id="why-title"), lede, listed)
-
-
-def _run(facts: RunFacts) -> Html:
-    identity = facts.identity
-    rows: list[tuple[str, Html]] = [("Run", tag("code", identity.digest)), ("Seed", join(str(identity.seed)))]
-    if identity.model is not None:
-        rows.append(("Model", join(identity.model)))
-    if identity.model_digest is not None:
-        rows.append(("Model digest", tag("code", identity.model_digest)))
-    for key in sorted(identity.config):
-        value = json.dumps(identity.config[key], ensure_ascii=False, sort_keys=True, default=str)
-        rows.append((words(key), tag("code", value.strip('"'))))
-    versions = ", ".join(f"{name} {identity.versions[name]}" for name in sorted(identity.versions))
-    if versions:
-        rows.append(("Versions", join(versions)))
-    listed = [join(tag("dt", name), tag("dd", value)) for name, value in rows]
-    lede = tag(
-        "p", "What the result hangs on. The same source, options, model and versions give the same rows; ",
-        tag("code", "datapipe verify"), " checks every file of the run against its digest.",
-    )  # fmt: skip
-    return join(tag("h2", "The run", id="run-title"), lede, tag("dl", *listed, class_="facts"))
+    return laid_out(facts, parts, kind="curation report")

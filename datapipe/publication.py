@@ -2,10 +2,11 @@
 
     outputs -> publish_run -> DIR/kept.parquet, ..., DIR/manifest.json
     DIR/proof.json, DIR/proof.html -> publish_proof -> the same files, and report.html with a section on the proof
+    teach, soft_labels -> publish_labels -> the same files, DIR/soft_labels.parquet and DIR/teacher_scores.parquet
 
-A proof belongs to one choice of rows: it stays where the same choice is published again, and goes with any other one.
-The manifest names it, so `datapipe verify` checks its files too. Raises `OutputError` where the folder cannot be
-written and `SourceError` where it holds no finished run.
+A proof and soft labels belong to one choice of rows: they stay where the same choice is published again, and go with
+any other one. The manifest names them, so `datapipe verify` checks their files too. Raises `OutputError` where the
+folder cannot be written and `SourceError` where it holds no finished run.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from datapipe.errors import SourceError
+from datapipe.stages.soft_labels import SOFT_LABELS, TEACHER_SCORES
 from datapipe.storage.digest import digest_of
 from datapipe.storage.lock import exclusive
 from datapipe.storage.publish import publish
+from datapipe.storage.stage import Manifest
 from datapipe.storage.verify import read_run_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from datapipe.pipeline import StageOutput
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
 FILES = {"kept.parquet": "export", "scores.parquet": "export", "selection.parquet": "select", "report.html": "report"}
 """What every run leaves, and the stage that makes it."""
 PROOF = ("proof.json", "proof.html")
+LABELS = (SOFT_LABELS, TEACHER_SCORES)
+LABEL_STAGES = ("teach", "soft_labels")
+"""Stages that make them after the run, in order; the manifest lists them behind its own."""
 
 
 def files_of(outputs: Mapping[str, StageOutput]) -> dict[str, Path | bytes]:
@@ -42,11 +48,34 @@ def files_of(outputs: Mapping[str, StageOutput]) -> dict[str, Path | bytes]:
 
 
 def publish_run(folder: Path, files: Mapping[str, Path | bytes], manifest: dict[str, Any]) -> dict[str, Any]:
-    """Make `files` and the manifest the result of the run, and return the manifest; an earlier proof of it stays."""
-    proof = _proof_of(folder, manifest)
-    if proof is None:
+    """Make `files` and the manifest the result of the run, and return the manifest.
+
+    What was published of the same choice of rows before, a proof and soft labels, stays.
+    """
+    try:
+        before = read_run_manifest(folder)
+    except SourceError:
         return _publish(folder, files, manifest)
-    return _publish(folder, *_with_proof(folder, files, manifest, proof))
+    if "select" in {stage["name"] for stage in before["stages"]} and _choice(before) == _choice(manifest):
+        files, manifest = _keep_labels(folder, files, manifest, before)
+        files, manifest = _keep_proof(folder, files, manifest, before)
+    return _publish(folder, files, manifest)
+
+
+def publish_labels(
+    folder: Path, manifest: Mapping[str, Any], *, stages: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Make soft labels part of the result, in place of earlier ones, and return the manifest.
+
+    Args:
+        folder: The run folder. The caller holds its lock.
+        manifest: Of the run, as it is published.
+        stages: What a manifest says of `LABEL_STAGES`, in order.
+        facts: What it is to say of the labels.
+    """
+    own = [output["name"] for output in manifest["outputs"] if output["name"] not in LABELS]
+    files: dict[str, Path | bytes] = {name: (folder / name).resolve() for name in own}
+    return _publish(folder, *_with_labels(folder, files, manifest, stages=stages, facts=facts))
 
 
 def publish_proof(folder: Path, *, of: Mapping[str, Any]) -> bool:
@@ -77,15 +106,54 @@ def publish_proof(folder: Path, *, of: Mapping[str, Any]) -> bool:
     return True
 
 
-def _proof_of(folder: Path, manifest: Mapping[str, Any]) -> dict[str, bytes] | None:
-    """The proof in the folder, where the choice of rows that it is of is that of `manifest`."""
+def _keep_proof(
+    folder: Path, files: Mapping[str, Path | bytes], manifest: dict[str, Any], before: Mapping[str, Any]
+) -> tuple[Mapping[str, Path | bytes], dict[str, Any]]:
+    """With the proof that was published before, if there is one."""
+    if "proof" not in before:
+        return files, manifest
     try:
-        before = read_run_manifest(folder)
-        if "proof" in before and _choice(before) == _choice(manifest):
-            return {name: (folder / name).read_bytes() for name in PROOF}
-    except (SourceError, FileNotFoundError):
-        pass
-    return None
+        proof = {name: (folder / name).read_bytes() for name in PROOF}
+    except FileNotFoundError:
+        return files, manifest
+    return _with_proof(folder, files, manifest, proof)
+
+
+def _keep_labels(
+    folder: Path, files: Mapping[str, Path | bytes], manifest: dict[str, Any], before: Mapping[str, Any]
+) -> tuple[Mapping[str, Path | bytes], dict[str, Any]]:
+    """With the soft labels that were published before, if there are any and their stages are still there."""
+    if "soft_labels" not in before:
+        return files, manifest
+    stages = [stage for stage in before["stages"] if stage["name"] in LABEL_STAGES]
+    needed = [f"{stage['key']}/{stage['manifest']}" for stage in stages]
+    needed += [f"{stages[-1]['key']}/{name}" for name in LABELS]
+    if not all((folder / "stages" / name).exists() for name in needed):
+        return files, manifest
+    return _with_labels(folder, files, manifest, stages=stages, facts=before["soft_labels"])
+
+
+def _with_labels(
+    folder: Path,
+    files: Mapping[str, Path | bytes],
+    manifest: Mapping[str, Any],
+    *,
+    stages: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, Any],
+) -> tuple[dict[str, Path | bytes], dict[str, Any]]:
+    made = folder / "stages" / stages[-1]["key"]
+    shards = {shard.name: shard for shard in Manifest.read(made / stages[-1]["manifest"]).shards}
+    entries = {output["name"]: output for output in manifest["outputs"]}
+    for name in LABELS:
+        shard = shards[name]
+        entries[name] = {"name": name, "rows": shard.rows, "bytes": shard.bytes, "sha256": shard.sha256}
+    own = [stage for stage in manifest["stages"] if stage["name"] not in LABEL_STAGES]
+    told = {
+        "outputs": [entries[name] for name in sorted(entries)],
+        "stages": [*own, *stages],
+        "soft_labels": dict(facts),
+    }
+    return {**files, **{name: made / name for name in LABELS}}, {**manifest, **told}
 
 
 def _choice(manifest: Mapping[str, Any]) -> tuple[str, ...]:

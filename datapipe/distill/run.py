@@ -5,8 +5,9 @@
 Both are stages of the run, named by what they depend on, so a killed call goes on where it stopped, a second one does
 nothing, and `datapipe verify` hashes them. Where the same teachers have judged more of the same rows in this folder
 (a larger budget, or all rows), those labels are read and no teacher runs: kept sets in hash order are nested, so one
-pass over the largest serves all. `curate` in the folder again takes the labels off its result, since the rows may be
-others; the call brings them back. Raises `SoftLabelError`, `ConfigError`, `ColumnError`, `ModelError`.
+pass over the largest serves all. `curate` in the folder again keeps the labels where it chooses the same rows and
+takes them off its result where it chooses others; the call then brings theirs. Raises `SoftLabelError`, `ConfigError`,
+`ColumnError`, `ModelError`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from datapipe.distill.question import Question
 from datapipe.distill.wiring import Lesson
 from datapipe.errors import ConfigError
 from datapipe.pipeline import Pipeline, StageOutput
+from datapipe.publication import LABEL_STAGES, publish_labels
 from datapipe.stages.soft_labels import SOFT_LABELS, TEACHER_SCORES, SoftLabelsConfig, WriteSoftLabels
-from datapipe.storage.digest import digest_of, plain
+from datapipe.storage.digest import plain
 
 if TYPE_CHECKING:
     import os
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SoftLabelResult", "soft_labels"]
 
-OWN_STAGES = ("teach", "soft_labels")
 SCRATCH = ".scratch-soft-labels"
 
 
@@ -223,7 +224,7 @@ def _made(
     finally:
         lesson.close()
         shutil.rmtree(scratch, ignore_errors=True)
-    return {name: outputs[name] for name in OWN_STAGES}, pipeline.timings
+    return {name: outputs[name] for name in LABEL_STAGES}, pipeline.timings
 
 
 def _facts(lesson: Lesson, outputs: Mapping[str, StageOutput], alpha: Alpha, contradiction: float) -> dict[str, Any]:
@@ -253,25 +254,9 @@ def _publish(
     """Put the files beside the run's own, all at once."""
     from datapipe.runs import stage_entry
     from datapipe.storage.atomic import write_atomically
-    from datapipe.storage.publish import publish
 
-    folder, written = lesson.folder, outputs["soft_labels"]
-    manifest = dict(lesson.manifest)
-    own = {SOFT_LABELS, TEACHER_SCORES}
-    before = [entry for entry in manifest["outputs"] if entry["name"] not in own]
-    files: dict[str, Path | bytes] = {entry["name"]: (folder / entry["name"]).resolve() for entry in before}
-    files |= {name: written.path / name for name in sorted(own)}
-    shards = {shard.name: shard for shard in written.manifest.shards}
-    added = [
-        {"name": name, "rows": shards[name].rows, "bytes": shards[name].bytes, "sha256": shards[name].sha256}
-        for name in sorted(own)
-    ]
-    manifest["outputs"] = sorted([*before, *added], key=lambda entry: str(entry["name"]))
-    kept = [entry for entry in manifest["stages"] if entry["name"] not in OWN_STAGES]
-    manifest["stages"] = [*kept, *(stage_entry(outputs[name]) for name in OWN_STAGES)]
-    manifest["soft_labels"] = plain(dict(facts))
-    body = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
-    publish(folder, {**files, "manifest.json": body}, key=digest_of(manifest)[:24])
+    folder, stages = lesson.folder, [stage_entry(outputs[name]) for name in LABEL_STAGES]
+    publish_labels(folder, lesson.manifest, stages=stages, facts=plain(dict(facts)))
     path = folder / "timings.json"
     told = json.loads(path.read_bytes()) if path.exists() else {"stages": []}
     told["soft_labels"] = [plain(timing) for timing in timings]

@@ -188,6 +188,46 @@ def test_a_narrower_budget_reads_the_labels_of_a_wider_one_and_no_teacher_runs(
     assert datapipe.verify(run).ok
 
 
+def test_a_run_that_is_run_again_keeps_its_soft_labels_and_its_bytes(run: Path) -> None:
+    facts = teach(run).facts
+    before = contents(run)
+    again = curate(run)
+    assert contents(run) == before
+    assert again.manifest["soft_labels"] == facts
+    assert datapipe.verify(run).ok
+    assert teach(run).rows_per_second is None
+
+
+def test_a_run_that_is_run_again_keeps_labels_of_all_rows_beside_its_proof(run: Path) -> None:
+    ROWS.tail(80).with_columns(pl.col("text") + " please").write_parquet(run.parent / "test.parquet")
+    datapipe.prove(run, run.parent / "test.parquet", seeds=2, steps=5)
+    teach(run, rows="all")
+    before = contents(run)
+    curate(run)
+    assert contents(run) == before
+    assert {"proof.json", "soft_labels.parquet"} <= set(before)
+
+
+@pytest.mark.parametrize("options", [{"keep": 0.4}, {"strategy": "hard"}, {"source": ROWS.tail(280)}])
+def test_another_choice_in_the_same_folder_has_no_soft_labels(run: Path, options: dict[str, Any]) -> None:
+    teach(run)
+    again = curate(run, **options)
+    assert "soft_labels" not in again.manifest
+    assert not (run / "soft_labels.parquet").exists()
+    assert not (run / "teacher_scores.parquet").exists()
+    assert "teach" not in {stage["name"] for stage in again.manifest["stages"]}
+    assert datapipe.verify(run).ok
+
+
+@pytest.mark.parametrize("stage", ["teach", "soft_labels"])
+def test_soft_labels_whose_stage_was_deleted_are_taken_off_the_result(run: Path, stage: str) -> None:
+    teach(run)
+    for folder in (run / "stages").glob(f"{stage}-*"):
+        shutil.rmtree(folder)
+    assert "soft_labels" not in curate(run).manifest
+    assert datapipe.verify(run).ok
+
+
 def test_a_pass_over_all_rows_serves_any_choice(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = teach(run, rows="all")
     assert whole.facts["rows"] == 300

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
     from datapipe.report.facts import ScoreHistogram, StratumFacts
 
-__all__ = ["columns_plot", "histogram_plot", "mini_histogram"]
+__all__ = ["Frame", "columns_plot", "heading", "histogram_plot", "mini_histogram", "rule", "twice", "written"]
 
 
 @dataclass(frozen=True)
-class _Frame:
+class Frame:
     """The plot area inside an SVG, in pixels; `floor` is where bars stand."""
 
     width: int
@@ -31,19 +31,20 @@ class _Frame:
 
     @property
     def right(self) -> int:
+        """Where the plot area ends."""
         return self.width - 10
 
 
 def histogram_plot(scores: ScoreHistogram, *, label: str) -> Html:
     """Draw kept and dropped rows a bin, and under it the share kept a bin on the same axis."""
-    wide, narrow = _Frame(960, 400, floor=262), _Frame(380, 340, floor=202)
-    return _twice(lambda frame: _histogram(scores, frame), wide, narrow, label=label)
+    wide, narrow = Frame(960, 400, floor=262), Frame(380, 340, floor=202)
+    return twice(lambda frame: _histogram(scores, frame), wide, narrow, label=label)
 
 
 def columns_plot(strata: Sequence[StratumFacts], *, label: str) -> Html:
     """Draw one column a stratum in the order given, its kept rows at the foot."""
-    wide, narrow = _Frame(960, 240, floor=208), _Frame(380, 200, floor=168)
-    return _twice(lambda frame: _columns(strata, frame), wide, narrow, label=label)
+    wide, narrow = Frame(960, 240, floor=208), Frame(380, 200, floor=168)
+    return twice(lambda frame: _columns(strata, frame), wide, narrow, label=label)
 
 
 def mini_histogram(scores: ScoreHistogram, kept: Sequence[int], dropped: Sequence[int]) -> Html:
@@ -58,13 +59,14 @@ def mini_histogram(scores: ScoreHistogram, kept: Sequence[int], dropped: Sequenc
     ]
     low, high = scores.edges[0], scores.edges[-1]
     places = [width * (cut - low) / (high - low) for cut in scores.cuts if low <= cut <= high]
-    lines = [_line("cut", x, 0, x, height) for x in places]
-    base = _line("axis", 0, height, width, height)
+    lines = [rule("cut", x, 0, x, height) for x in places]
+    base = rule("axis", 0, height, width, height)
     box = f"0 -1 {width:g} {height + 2:g}"
     return tag("svg", *bars, *lines, base, viewBox=box, class_="mini", aria_hidden="true", preserveAspectRatio="none")
 
 
-def _twice(draw: Callable[[_Frame], Html], wide: _Frame, narrow: _Frame, *, label: str) -> Html:
+def twice(draw: Callable[[Frame], Html], wide: Frame, narrow: Frame, *, label: str) -> Html:
+    """Draw wide and narrow; the style sheet shows one of them."""
     drawn = [
         tag(
             "svg", draw(frame), viewBox=f"0 0 {frame.width} {frame.height}", role="img", aria_label=label, class_=class_
@@ -74,17 +76,17 @@ def _twice(draw: Callable[[_Frame], Html], wide: _Frame, narrow: _Frame, *, labe
     return join(*drawn)
 
 
-def _histogram(scores: ScoreHistogram, frame: _Frame) -> Html:
+def _histogram(scores: ScoreHistogram, frame: Frame) -> Html:
     low, high = scores.edges[0], scores.edges[-1]
-    strip = _Frame(frame.width, frame.height, floor=frame.height - 46, top=frame.floor + 36)
+    strip = Frame(frame.width, frame.height, floor=frame.height - 46, top=frame.floor + 36)
     pairs = list(zip(scores.kept, scores.dropped, strict=True))
     ticks = _ticks(0, max((k + d for k, d in pairs), default=0) or 1, 4, whole=True)
 
     def across(value: float) -> float:
         return frame.left + (value - low) / (high - low) * (frame.right - frame.left)
 
-    parts = [_row_axis(frame, ticks), _share_axis(strip), _title("rows", 0, frame.top - 13)]
-    parts.append(_title("share kept", 0, strip.top - 13))
+    parts = [_row_axis(frame, ticks), _share_axis(strip), heading("rows", 0, frame.top - 13)]
+    parts.append(heading("share kept", 0, strip.top - 13))
     for place, (kept, dropped) in enumerate(pairs):
         if kept + dropped:
             says = f"{short(scores.edges[place])} to {short(scores.edges[place + 1])}: {_of(kept, kept + dropped)}"
@@ -94,25 +96,25 @@ def _histogram(scores: ScoreHistogram, frame: _Frame) -> Html:
             parts.append(tag("g", tag("title", says), bars, _stack(x, width, share, 0, floor=strip.floor)))
     overall = sum(scores.kept) / (sum(k + d for k, d in pairs) or 1)
     level = strip.floor - overall * (strip.floor - strip.top)
-    parts.append(_line("mean", strip.left, level, strip.right, level))
+    parts.append(rule("mean", strip.left, level, strip.right, level))
     parts.extend(_cut(across(cut), cut, frame, strip) for cut in scores.cuts if low <= cut <= high)
     for value in _ticks(low, high, 8 if frame.width > 600 else 4):  # noqa: PLR2004
         if low <= value <= high:
-            parts += [_text(_tick(value, high - low), across(value), strip.floor + 18, anchor="middle")]
+            parts += [written(_tick(value, high - low), across(value), strip.floor + 18, anchor="middle")]
     caption = f"{scores.metric}, higher is {scores.higher}"
-    parts.append(_title(caption, frame.right, frame.height - 6, anchor="end"))
+    parts.append(heading(caption, frame.right, frame.height - 6, anchor="end"))
     return join(*parts)
 
 
-def _columns(strata: Sequence[StratumFacts], frame: _Frame) -> Html:
+def _columns(strata: Sequence[StratumFacts], frame: Frame) -> Html:
     ticks = _ticks(0, max((s.total for s in strata), default=0) or 1, 3, whole=True)
     step = (frame.right - frame.left) / max(1, len(strata))
-    parts = [_row_axis(frame, ticks), _title("rows", 0, frame.top - 13)]
+    parts = [_row_axis(frame, ticks), heading("rows", 0, frame.top - 13)]
     for place, stratum in enumerate(strata):
         says = f"{stratum.name}: {_of(stratum.kept, stratum.total)}"
         bar = _bar(frame, frame.left + place * step, step, stratum.kept, stratum.dropped, ticks[-1])
         parts.append(tag("g", tag("title", says), bar))
-    parts.append(_title("strata, largest first", frame.right, frame.height - 8, anchor="end"))
+    parts.append(heading("strata, largest first", frame.right, frame.height - 8, anchor="end"))
     return join(*parts)
 
 
@@ -120,34 +122,34 @@ def _of(kept: int, total: int) -> str:
     return f"{count(kept)} of {count(total)} rows kept ({percent(kept, total)})"
 
 
-def _row_axis(frame: _Frame, ticks: Sequence[float]) -> Html:
+def _row_axis(frame: Frame, ticks: Sequence[float]) -> Html:
     parts = []
     for value in ticks:
         y = frame.floor - value / ticks[-1] * (frame.floor - frame.top)
-        parts.append(_line("grid" if value else "axis", frame.left, y, frame.right, y))
-        parts.append(_text(count(round(value)), frame.left - 8, y + 4, anchor="end"))
+        parts.append(rule("grid" if value else "axis", frame.left, y, frame.right, y))
+        parts.append(written(count(round(value)), frame.left - 8, y + 4, anchor="end"))
     return join(*parts)
 
 
-def _share_axis(strip: _Frame) -> Html:
+def _share_axis(strip: Frame) -> Html:
     parts = []
     for share in (0, 50, 100):
         y = strip.floor - share / 100 * (strip.floor - strip.top)
-        parts.append(_line("grid" if share else "axis", strip.left, y, strip.right, y))
-        parts.append(_text(f"{share} %", strip.left - 8, y + 4, anchor="end"))
+        parts.append(rule("grid" if share else "axis", strip.left, y, strip.right, y))
+        parts.append(written(f"{share} %", strip.left - 8, y + 4, anchor="end"))
     return join(*parts)
 
 
-def _cut(x: float, value: float, frame: _Frame, strip: _Frame) -> Html:
+def _cut(x: float, value: float, frame: Frame, strip: Frame) -> Html:
     leftward = x > (frame.left + frame.right) / 2
-    name = _text(
+    name = written(
         f"cut at {number(value)}", x + (-6 if leftward else 6), frame.top + 4, anchor="end" if leftward else "start",
         class_="cut-label",
     )  # fmt: skip
-    return join(_line("cut", x, frame.top - 6, x, strip.floor), name)
+    return join(rule("cut", x, frame.top - 6, x, strip.floor), name)
 
 
-def _bar(frame: _Frame, x: float, width: float, kept: int, dropped: int, top: float) -> Html:
+def _bar(frame: Frame, x: float, width: float, kept: int, dropped: int, top: float) -> Html:
     unit = (frame.floor - frame.top) / top
     return _stack(x, width, kept * unit, dropped * unit, floor=frame.floor)
 
@@ -160,16 +162,19 @@ def _stack(x: float, width: float, kept: float, dropped: float, *, floor: float)
     return join(lower, upper)
 
 
-def _line(class_: str, x1: float, y1: float, x2: float, y2: float) -> Html:
+def rule(class_: str, x1: float, y1: float, x2: float, y2: float) -> Html:
+    """Draw a line."""
     return tag("line", class_=class_, x1=x1, y1=y1, x2=x2, y2=y2)
 
 
-def _text(text: str, x: float, y: float, *, anchor: str, class_: str = "tick") -> Html:
+def written(text: str, x: float, y: float, *, anchor: str, class_: str = "tick") -> Html:
+    """Write a few words at a place."""
     return tag("text", text, x=x, y=y, text_anchor=anchor, class_=class_)
 
 
-def _title(text: str, x: float, y: float, *, anchor: str = "start") -> Html:
-    return _text(text, x, y, anchor=anchor, class_="axis-title")
+def heading(text: str, x: float, y: float, *, anchor: str = "start") -> Html:
+    """Write what an axis shows."""
+    return written(text, x, y, anchor=anchor, class_="axis-title")
 
 
 def _ticks(low: float, high: float, steps: int, *, whole: bool = False) -> list[float]:

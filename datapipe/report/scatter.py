@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from datapipe.report.facts import MapPoint
 
-__all__ = ["map_data", "map_ground", "map_plot", "map_small", "place"]
+__all__ = ["dots", "map_data", "map_ground", "map_plot", "map_small", "place"]
 
 WIDTH, MARGIN = 1000, 16
 HEIGHTS = (360, 720)
@@ -43,7 +43,7 @@ def map_plot(points: Sequence[MapPoint], spots: Spots, names: Sequence[str], *, 
         for point, spot in zip(points, spots, strict=True):
             if point.kept is side:
                 groups.setdefault(numbers[point.stratum], []).append(spot)
-        paths = [tag("path", d=_dots(groups[index]), data_s=str(index)) for index in sorted(groups)]
+        paths = [tag("path", d=dots(groups[index]), data_s=str(index)) for index in sorted(groups)]
         layers.append(tag("g", *paths, class_=f"dots {class_}"))
     ring = tag("circle", class_="ring", r=0)
     return tag(
@@ -53,7 +53,7 @@ def map_plot(points: Sequence[MapPoint], spots: Spots, names: Sequence[str], *, 
 
 def map_ground(spots: Spots) -> Html:
     """Draw every point in one quiet colour, once, for each `map_small` to stand on."""
-    path = tag("path", d=_dots(spots), id="ground", class_="ground")
+    path = tag("path", d=dots(spots), id="ground", class_="ground")
     return tag("svg", tag("defs", path), width="0", height="0", class_="defs", aria_hidden="true")
 
 
@@ -61,7 +61,7 @@ def map_small(points: Sequence[MapPoint], spots: Spots, stratum: str, *, height:
     """Draw the points of one stratum over the ground."""
     own = [(point.kept, spot) for point, spot in zip(points, spots, strict=True) if point.stratum == stratum]
     layers = [
-        tag("g", tag("path", d=_dots([spot for kept, spot in own if kept is side])), class_=f"dots {class_}")
+        tag("g", tag("path", d=dots([spot for kept, spot in own if kept is side])), class_=f"dots {class_}")
         for side, class_ in SIDES
     ]
     box = f"0 0 {WIDTH} {height}"
@@ -83,5 +83,6 @@ def map_data(points: Sequence[MapPoint], spots: Spots, names: Sequence[str], *, 
     return tag("script", Html(text), type="application/json", id="map-data")
 
 
-def _dots(spots: Spots) -> str:
+def dots(spots: Spots) -> str:
+    """Return the points as a path of zero-length strokes."""
     return "".join(f"M{x} {y}h0" for x, y in spots)

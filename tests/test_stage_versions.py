@@ -64,9 +64,9 @@ SOURCES = {
         "workers/encoders/preprocess.py",
         "workers/encoders/vision.py",
     ],
-    "datapipe.distill.rewrite_stages.InstructionPool": [
-        "distill/instructions.py",
-        *(f"storage/{name}.py" for name in ("rowid", "canonical", "refused", "sort", "parquet")),
+    "datapipe.stages.instructions.InstructionPool": [
+        "storage/ingest.py",
+        *(f"storage/{name}.py" for name in ("instructions", "rowid", "canonical", "refused", "sort", "parquet")),
         "storage/formats/*.py",
     ],
     "datapipe.distill.rewrite_stages.RewriteAnswers": [

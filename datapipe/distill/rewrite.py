@@ -14,27 +14,26 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from datapipe.distill.instructions import PoolColumns, columns_of
 from datapipe.distill.rewrite_checks import Limits
+from datapipe.distill.rewrite_model import OriginalModel
 from datapipe.distill.rewrite_prompt import PROMPT_VERSION
 from datapipe.distill.rewrite_stages import (
     FAILED,
     REWRITTEN,
     GatherRewritten,
-    InstructionPool,
-    PoolConfig,
-    RewriteAnswers,
     RewriteConfig,
 )
 from datapipe.errors import ConfigError
 from datapipe.pipeline import Pipeline, StageOutput
+from datapipe.stages.instructions import InstructionPool, PoolConfig
 from datapipe.storage.digest import digest_of, plain
+from datapipe.storage.instructions import PoolColumns, columns_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from datapipe.pipeline import StageTiming
     from datapipe.progress import Progress
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
 __all__ = ["RewriteResult", "rewrite"]
 
 SCRATCH = ".scratch"
-TOKEN_BUDGET = 16_384
-"""Tokens of a batch on the CPU: a step of decoding reads all weights, whatever the number of answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +107,7 @@ def rewrite(  # noqa: PLR0913 - the pool and the model; the rest by keyword
 
     Args:
         pool: Parquet, JSON Lines, CSV or Arrow with instructions and responses, or with conversations of one turn; see
-            `datapipe.distill.instructions`.
+            `datapipe.storage.instructions`.
         model: The original model, before it was pruned: a folder or a cached hub id, or a name at the server.
         out: The folder. A rewriting begun there is resumed.
         instruction_column: Where the usual names do not stand.
@@ -149,7 +146,7 @@ def rewrite(  # noqa: PLR0913 - the pool and the model; the rest by keyword
     source = open_source(pool, limits=machine.limits.as_limits())
     columns = columns_of(source.schema.names, asked)
     folder = Path(out)
-    asked_model = _Model(
+    asked_model = OriginalModel(
         model, device=device or machine.device, url=workers, tokenizer=tokenizer, token_budget=token_budget
     )
     with asked_model as original:
@@ -166,7 +163,9 @@ def rewrite(  # noqa: PLR0913 - the pool and the model; the rest by keyword
             digests = source.digests({})
             names = (file.uri for file in source.files)
             files = tuple(zip(names, digests, strict=True))
-            read = PoolConfig(files=files, columns=columns, shard_rows=shard_rows, max_chars=max_chars)
+            read = PoolConfig(
+                files=files, columns=columns, shard_rows=shard_rows, max_chars=max_chars, turns="one", stems=False
+            )
             pipeline = Pipeline([InstructionPool(source, read), original.stage(settings), GatherRewritten()])
             outputs = _run(pipeline, folder, progress)
             manifest = _publish(folder, source, read, original, outputs)
@@ -183,76 +182,6 @@ def _check(*, max_new_tokens: int, temperature: float, top_p: float, seed: int, 
         raise ConfigError(f"top_p must be above 0 and at most 1, got {top_p}")
     if not 0 <= seed < 1 << 63:
         raise ConfigError(f"seed must be in [0, 2^63), got {seed}")
-
-
-class _Model:
-    """The original model where it runs."""
-
-    def __init__(
-        self, model: str, *, device: str, url: str | None, tokenizer: str | None, token_budget: int | None
-    ) -> None:
-        if url is not None and tokenizer is None:
-            raise ConfigError("tokens of answers are counted here: name the model's folder or hub id as tokenizer too")
-        self.name, self._device, self._url, self._budget = model, device, url, token_budget
-        self._tokenizer = tokenizer or model
-
-    def __enter__(self) -> Self:
-        self._worker = self._opened()
-        try:
-            loaded = self._worker.load(self.name, task="generate")
-            self.digest, self.bits = str(loaded.digest), dict(loaded.bits)
-            chat = getattr(getattr(loaded, "task", None), "chat", None)
-            self.chat = chat.digest if chat is not None else ""
-            self._count = _counts(self._tokenizer)
-        except BaseException:
-            self._worker.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._worker.close()
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """For the manifest."""
-        folder = Path(self.name).expanduser()
-        shown = folder.resolve().name if folder.is_dir() else self.name
-        return {"name": shown, "digest": self.digest, "chat": self.chat, "bits": self.bits}
-
-    def stage(self, settings: RewriteConfig) -> RewriteAnswers:
-        """The stage that asks it."""
-        return RewriteAnswers(
-            worker=lambda: self._worker,
-            count=self._count,
-            model=self.name,
-            digest=self.digest,
-            bits=self.bits,
-            settings=settings,
-        )
-
-    def _opened(self) -> Any:
-        if self._url is not None:
-            from datapipe.workers.http.client import HttpWorker
-
-            return HttpWorker(self._url)
-        from datapipe.workers.device import resolve_device
-        from datapipe.workers.spec import ModelSpec
-        from datapipe.workers.worker import LocalWorker
-
-        if resolve_device(self._device).type != "cpu":
-            return LocalWorker(device=self._device, token_budget=self._budget)
-        # A step of decoding multiplies few rows, for which a CPU in bfloat16 takes twice as long.
-        spec = ModelSpec(self.name, self.name, task="causal", dtype="float32")
-        return LocalWorker([spec], device=self._device, token_budget=self._budget or TOKEN_BUDGET)
-
-
-def _counts(tokenizer: str) -> Callable[[Sequence[str]], list[int]]:
-    from datapipe.workers.folder import resolve
-    from datapipe.workers.spec import spec_of
-    from datapipe.workers.tasks.causal import PlainTokenizer
-
-    plain_tokens = PlainTokenizer(resolve(spec_of(tokenizer, task="causal")))
-    return lambda texts: [len(ids) for ids in plain_tokens.plain(texts, first=0)]
 
 
 def _run(pipeline: Pipeline, folder: Path, progress: Progress | None) -> dict[str, StageOutput]:
@@ -274,7 +203,7 @@ def _run(pipeline: Pipeline, folder: Path, progress: Progress | None) -> dict[st
 
 
 def _publish(
-    folder: Path, source: Source, read: PoolConfig, original: _Model, outputs: Mapping[str, StageOutput]
+    folder: Path, source: Source, read: PoolConfig, original: OriginalModel, outputs: Mapping[str, StageOutput]
 ) -> dict[str, Any]:
     """Put the files into the folder, all at once; returns the manifest."""
     from datapipe.runs import stage_entry, versions

@@ -1,11 +1,10 @@
-"""The stages of a rewriting: a pool is read, its answers are rewritten shard by shard, the shards become one file.
+"""The stages of a rewriting: the answers of a pool are rewritten shard by shard, and the shards become one file.
 
-    source -> pool -> rows-*.parquet (row_id, instruction, input, response; by row_id), rejected.parquet
     pool/rows -> rewrite -> a shard a shard, in the same order
     rewrite -> rewritten -> rewritten.parquet, failed.parquet
 
-Row ids come from all columns of the source, as everywhere, so they do not depend on its cut, order or format. A killed
-run goes on with the shard that was in hand; with another model, prompt or limit it begins again, and the pool stays.
+A killed run goes on with the shard that was in hand; with another model, prompt or limit it begins again, and the pool
+(`datapipe.stages.instructions`) stays.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from datapipe.errors import SourceError
 from datapipe.pipeline import Context, SetStage, ShardStage, StageOutput
 
 if TYPE_CHECKING:
@@ -25,122 +23,17 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from datapipe.distill.instructions import PoolColumns
     from datapipe.distill.rewrite_checks import Limits, Reason
     from datapipe.pipeline import ShardFunction, Tick
-    from datapipe.storage.sort import ExternalSorter
-    from datapipe.storage.source import Source
     from datapipe.storage.stage import StageDir
     from datapipe.workers.protocol import Worker
     from datapipe.workers.tasks.generate import Generated
 
-__all__ = ["FAILED", "REWRITTEN", "GatherRewritten", "InstructionPool", "PoolConfig", "RewriteAnswers", "RewriteConfig"]
+__all__ = ["FAILED", "REWRITTEN", "GatherRewritten", "RewriteAnswers", "RewriteConfig"]
 
 REWRITTEN, FAILED = "rewritten.parquet", "failed.parquet"
-SHARD_BYTES = 32 << 20
 SLICE_ROWS = 64
 """Rows asked of the worker in one call: batches are packed within a slice, and a stop is heeded between two."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoolConfig:
-    """What the rows of a pool depend on.
-
-    Attributes:
-        files: Name and sha256 of each source file, in order.
-        columns: Which column is what.
-        shard_rows: Most rows of a shard on average; a killed run loses the shards in the making.
-        max_chars: Characters of instruction, input and response together; longer rows are refused.
-    """
-
-    files: tuple[tuple[str, str], ...]
-    columns: PoolColumns
-    shard_rows: int
-    max_chars: int
-
-
-@dataclass(frozen=True)
-class InstructionPool(SetStage):
-    """Read a pool of instructions, give each row its id and sort by it.
-
-    Attributes:
-        source: What is read.
-        settings: See `PoolConfig`.
-    """
-
-    name: ClassVar[str] = "pool"
-    version: ClassVar[int] = 1
-
-    source: Source
-    settings: PoolConfig
-
-    @property
-    def config(self) -> PoolConfig:
-        """Files, columns and sizes."""
-        return self.settings
-
-    def run(
-        self, inputs: Mapping[str, StageOutput], out: StageDir, context: Context
-    ) -> tuple[list[str], dict[str, Any]]:
-        """Sort the pool by row id, out of core. Raises `SourceError` where no row can be used."""
-        from datapipe.storage.refused import REJECTED, RefusedRows
-        from datapipe.storage.sort import ExternalSorter, equal_ranges
-
-        with ExternalSorter(context.scratch / "rows") as rows, RefusedRows(context.scratch / "rejected") as refused:
-            for batch in self.source.batches(rejected=lambda record: refused.add_records([record])):
-                found = self._pairs(batch.table)
-                refused.add_rows(batch, found.refused)
-                if found.table.num_rows:
-                    rows.add(found.digests[:, 0], found.digests[:, 1], found.table)
-                context.tick(batch.table.num_rows)
-            if not rows.rows:
-                reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(refused.reasons.items()))
-                raise SourceError(
-                    f"nothing in {self.source.files[0].uri} can be used: {reasons or 'there are no rows'}"
-                )
-            refused.write(out, [file.uri for file in self.source.files])
-            ranges = equal_ranges(rows.range_count(rows=self.settings.shard_rows, nbytes=SHARD_BYTES))
-            names = [f"rows-{index:05d}.parquet" for index in range(len(ranges))]
-            for name, (low, high) in zip(names, ranges, strict=True):
-                _write_range(rows, low, high, out, name)
-            facts = {"rows": rows.rows, "rejected": dict(sorted(refused.reasons.items()))}
-        return [*names, *([REJECTED] if out.done(REJECTED) is not None else [])], facts
-
-    def _pairs(self, table: pa.Table) -> _Found:
-        import numpy as np
-        import pyarrow as pa
-
-        from datapipe.distill.instructions import read_pairs
-        from datapipe.storage.rowid import content_digests
-
-        pairs, refused = read_pairs(table, self.settings.columns, max_chars=self.settings.max_chars)
-        kept = np.ones(table.num_rows, np.bool_)
-        kept[list(refused)] = False
-        columns = {name: [getattr(pair, name) for pair in pairs] for name in ("instruction", "input", "response")}
-        schema = pa.schema([pa.field(name, pa.string(), nullable=False) for name in columns])
-        return _Found(pa.table(columns, schema=schema), content_digests(table)[kept], refused)
-
-
-@dataclass(frozen=True)
-class _Found:
-    table: pa.Table
-    digests: Any
-    refused: dict[int, tuple[str, str]]
-
-
-def _write_range(rows: ExternalSorter, low: int, high: int, out: StageDir, name: str) -> None:
-    import numpy as np
-    import pyarrow as pa
-
-    from datapipe.storage.rowid import ID_TYPE, apply_counters, count_duplicates, ids_to_arrow
-
-    if out.done(name) is not None:
-        return
-    digests, table = rows.read_range(low, high)
-    ids = apply_counters(digests, count_duplicates(digests))
-    order = np.lexsort((ids[:, 1], ids[:, 0]))
-    field = pa.field("row_id", ID_TYPE, nullable=False)
-    out.write_table(name, table.take(pa.array(order)).add_column(0, field, ids_to_arrow(ids[order])))
 
 
 @dataclass(frozen=True, kw_only=True)

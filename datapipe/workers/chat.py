@@ -1,6 +1,6 @@
 """What a chat model's folder says of the form of a conversation, and of the tokens that end an answer.
 
-folder -> ChatFormat -> render(system, prompt) -> the text that the model continues
+folder -> ChatFormat -> render(system, prompt, history) -> the text that the model continues
 
 The template is chat_template.jinja, else `chat_template` in tokenizer_config.json; it runs in the sandbox of
 transformers, which gives it neither files nor Python. Raises `ModelError` for a template that does not run.
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from datapipe.errors import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from datapipe.workers.folder import ModelFolder
 
 __all__ = ["ChatFormat"]
@@ -54,32 +56,35 @@ class ChatFormat:
         told = [self.template, self.special, self.stop_ids]
         return hashlib.sha256(json.dumps(told, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
-    def render(self, system: str, prompt: str) -> str:
+    def render(self, system: str, prompt: str, history: Sequence[Mapping[str, str]] = ()) -> str:
         """The conversation up to where the answer begins.
 
-        Without a template: system text, an empty line, the prompt.
+        Without a template: the contents of all messages, with an empty line between two.
 
         Args:
             system: What the model is told before; empty for nothing, and then a template may put in words of its own.
             prompt: What the user says.
+            history: What was said before, messages of `role` and `content`; a system message may come first.
 
         Raises:
             ModelError: The template does not run.
         """
+        messages = [{"role": "system", "content": system}] if system else []
+        messages += [{"role": each["role"], "content": each["content"]} for each in history]
+        messages.append({"role": "user", "content": prompt})
         if self.template is None:
-            return f"{system}\n\n{prompt}" if system else prompt
+            return "\n\n".join(message["content"] for message in messages)
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": prompt})
         try:
             rendered, _ = render_jinja_template(
                 [messages], chat_template=self.template, add_generation_prompt=True, **self.special
             )
         except Exception as error:  # a template may raise whatever it likes
+            roles = " and a ".join(dict.fromkeys(message["role"] for message in messages))
             raise ModelError(
-                f"model {self._name}: its chat template does not take a {' and a '.join(m['role'] for m in messages)} "
-                f"message ({error}); mend {_TEMPLATE} in its folder"
+                f"model {self._name}: its chat template does not take a {roles} message ({error}); "
+                f"mend {_TEMPLATE} in its folder"
             ) from error
         return str(rendered[0])
 

@@ -11,10 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from datapipe.cli import app
-from datapipe.distill.instructions import PoolColumns, columns_of, read_pairs
-from datapipe.distill.rewrite import TOKEN_BUDGET, RewriteResult, rewrite
+from datapipe.distill.rewrite import RewriteResult, rewrite
 from datapipe.distill.rewrite_checks import Limits, check
+from datapipe.distill.rewrite_model import TOKEN_BUDGET
 from datapipe.errors import ColumnError, ConfigError, ModelError, SourceError
+from datapipe.storage.instructions import PoolColumns, columns_of, read_pairs
 from datapipe.storage.verify import verify
 from datapipe.workers.http.app import create_app
 from datapipe.workers.spec import ModelSpec
@@ -178,7 +179,7 @@ def test_chats_of_one_turn_are_read_in_both_shapes() -> None:
     shared = [{"from": "human", "value": "When?"}, {"from": "gpt", "value": "In winter."}]
     for rows, instruction in (([{"messages": CHAT}], "Be brief.\n\nWhen?"), ([{"conversations": shared}], "When?")):
         table = pa.Table.from_pylist(rows)
-        pairs, refused = read_pairs(table, columns_of(table.column_names), max_chars=100)
+        pairs, refused = read_pairs(table, columns_of(table.column_names), max_chars=100, turns="one")
         assert (pairs[0].instruction, pairs[0].input, pairs[0].response) == (instruction, "", "In winter.")
         assert refused == {}
 
@@ -186,7 +187,7 @@ def test_chats_of_one_turn_are_read_in_both_shapes() -> None:
 def test_chats_of_no_or_several_turns_are_refused() -> None:
     rows = [{"messages": chat} for chat in ([], CHAT[:2], [*CHAT, *CHAT[1:]], [{"role": "tool", "content": "x"}], None)]
     table = pa.Table.from_pylist(rows)
-    pairs, refused = read_pairs(table, columns_of(["messages"]), max_chars=100)
+    pairs, refused = read_pairs(table, columns_of(["messages"]), max_chars=100, turns="one")
     assert pairs == []
     assert [refused[place][0] for place in range(5)] == [
         "no_turns",

@@ -77,12 +77,15 @@ class Stage(ABC):
     """A named step. `version` is raised whenever the code changes what it writes.
 
     Attributes:
-        name: Unique in a pipeline; also the prefix of its directory.
         version: Part of the stage's identity.
     """
 
-    name: ClassVar[str]
     version: ClassVar[int]
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Unique in a pipeline; also the prefix of its directory. Most classes have one name for all their stages."""
 
     @property
     @abstractmethod

@@ -11,13 +11,12 @@ arXiv 2312.11983, their baseline "Wanda-sp"), the same number in each block. `ro
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from datapipe.errors import ConfigError, ModelError
+from datapipe.paser.model_files import refuse_existing, write_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,10 +29,6 @@ if TYPE_CHECKING:
 _BLOCK = re.compile(r"^(model\.layers\.)(\d+)(\..+)$")
 _ROUNDED = re.compile(r"^model\.layers\.\d+\..+_proj\.weight$")
 _MOST_BITS = 8
-_BESIDE = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
-    *("generation_config.json", "vocab.json", "merges.txt", "LICENSE", "LICENSE.txt"),
-)
 _TOKENS = 512
 _BY_BLOCK = "layer_types"
 """A setting that lists one value a block."""
@@ -91,7 +86,7 @@ def drop_blocks(source: Path, out: Path, *, keep: int, texts: Sequence[str], dev
     config["num_hidden_layers"] = keep
     if isinstance(config.get(_BY_BLOCK), list):
         config[_BY_BLOCK] = [config[_BY_BLOCK][at] for at in staying]
-    _write(out, folder, config, kept)
+    write_model(out, folder, config, kept)
     removed = tuple(at for at in range(blocks) if at not in place)
     return Damage(out, _count(tensors), _count(kept), removed, tuple(influence))
 
@@ -130,7 +125,7 @@ def narrow(source: Path, out: Path, *, keep: float, texts: Sequence[str], device
             kept[names[part]] = tensors[names[part]][chosen].contiguous()
         kept[names["down"]] = tensors[names["down"]][:, chosen].contiguous()
     config["intermediate_size"] = staying
-    _write(out, folder, config, kept)
+    write_model(out, folder, config, kept)
     return Damage(out, _count(tensors), _count(kept))
 
 
@@ -155,7 +150,7 @@ def round_weights(source: Path, out: Path, *, bits: int, group: int = 64) -> Dam
     kept = {}
     for name, tensor in tensors.items():
         kept[name] = _rounded(tensor, bits, group, name) if _ROUNDED.match(name) else tensor
-    _write(out, folder, config, kept)
+    write_model(out, folder, config, kept)
     return Damage(out, _count(tensors), _count(kept))
 
 
@@ -175,8 +170,7 @@ def _opened(source: Path, out: Path, texts: Sequence[str]) -> tuple[ModelFolder,
 
     if not texts:
         raise ConfigError("no text was given to measure on")
-    if out.exists():
-        raise ConfigError(f"{out} exists; a damaged model is written to a new folder")
+    refuse_existing(out)
     folder = ModelFolder(source.name, source)
     config, tensors = folder.config(), folder.tensors()
     if not any(_BLOCK.match(name) for name in tensors) or "num_hidden_layers" not in config:
@@ -256,19 +250,3 @@ def _running(folder: ModelFolder, texts: Sequence[str], device: str) -> tuple[An
 
 def _count(tensors: dict[str, Any]) -> int:
     return sum(tensor.numel() for tensor in tensors.values())
-
-
-def _write(out: Path, folder: ModelFolder, config: dict[str, Any], tensors: dict[str, Any]) -> None:
-    from safetensors.torch import save_file
-
-    made = out.with_name(out.name + ".part")
-    shutil.rmtree(made, ignore_errors=True)
-    made.mkdir(parents=True)
-    save_file(
-        {name: tensors[name].contiguous() for name in sorted(tensors)}, made / "model.safetensors", {"format": "pt"}
-    )
-    (made / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    for name in _BESIDE:
-        if (folder.root / name).is_file():
-            shutil.copyfile(folder.root / name, made / name)
-    made.rename(out)

@@ -1,6 +1,6 @@
 """How a budget is shared out among clusters: more to those that the damage hit harder.
 
-    damage of sampled rows -> CDS of each cluster with an interval -> weights -> `datapipe.selection.quotas.allocate`
+    damage of sampled rows -> CDS of each cluster with an interval -> weights -> quotas, within bounds -> rows that fit
 
 Capability degradation scores and the share by them are PASER's (arXiv 2502.12594, section 3.3, "CDAIS"). The paper
 rounds each share down, loses the rest, and does not say what a cluster does that has fewer rows than its share; the
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datapipe.errors import BudgetError
+from datapipe.selection.quotas import allocate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -138,6 +139,38 @@ def shares_by_damage(
     return found
 
 
+def allocate_within(weights: Float64, available: Int64, *, budget: int, least: Int64, most: Int64) -> Int64:
+    """Split a budget as `datapipe.selection.quotas.allocate` does, but between bounds; int64 (clusters,).
+
+    Sums to min(budget, what is available). No cluster gets less than its least unless it holds less, nor more than its
+    most while another can take it.
+
+    Args:
+        weights: Float64 (clusters,), finite, >= 0.
+        available: Rows or tokens of each, int64 (clusters,), >= 0.
+        budget: How much to share out, >= 0.
+        least: Int64 (clusters,), >= 0.
+        most: Int64 (clusters,), >= least.
+
+    Raises:
+        BudgetError: The leasts add up to more than the budget, or a weight, a count or the budget cannot be meant.
+    """
+    caps = np.minimum(available, most)
+    floors = np.minimum(caps, least)
+    if floors.sum() > budget:
+        raise BudgetError(f"the floors of the clusters add up to {floors.sum():,}, more than the budget of {budget:,}")
+    fixed = np.zeros(len(weights), np.bool_)
+    while True:
+        free = allocate(weights * ~fixed, caps * ~fixed, budget=budget - int(floors[fixed].sum()))
+        given = np.where(fixed, floors, free)
+        short = given < floors
+        if not short.any():
+            break
+        fixed |= short
+    missing = min(budget, int(available.sum())) - int(given.sum())
+    return given + allocate(weights, available - given, budget=missing)
+
+
 def allocate_tokens(order: Sequence[Int64], tokens: Int64, budgets: Int64) -> list[Int64]:
     """From each cluster's rows, best first, those that fit its tokens: a prefix, but a row too long is passed over.
 
@@ -149,12 +182,27 @@ def allocate_tokens(order: Sequence[Int64], tokens: Int64, budgets: Int64) -> li
     Returns:
         The rows of each cluster, in their order; their tokens sum to at most its budget.
     """
-    chosen = []
-    for rows, budget in zip(order, budgets.tolist(), strict=True):
-        taken, left = [], budget
-        for row in rows.tolist():
-            if tokens[row] <= left:
-                taken.append(row)
-                left -= int(tokens[row])
-        chosen.append(np.array(taken, np.int64))
-    return chosen
+    return [fitting(rows, tokens, budget) for rows, budget in zip(order, budgets.tolist(), strict=True)]
+
+
+def fitting(rows: Int64, costs: Int64, budget: int) -> Int64:
+    """The rows that fit a budget, taken in their order; one that costs more than what is left is passed over, int64.
+
+    Args:
+        rows: First one first.
+        costs: Of every row of the pool, int64, >= 0.
+        budget: What they may cost together.
+    """
+    taken, left = np.zeros(len(rows), np.bool_), budget
+    own = costs[rows]
+    start = 0
+    while start < len(rows):
+        # What fits in one go, then the first of the rest that is short enough.
+        run = int(np.searchsorted(np.cumsum(own[start:]), left, side="right"))
+        taken[start : start + run] = True
+        left -= int(own[start : start + run].sum())
+        short = np.flatnonzero(own[start + run :] <= left)
+        if not len(short):
+            break
+        start += run + int(short[0])
+    return rows[taken]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Conflicts = Literal["contradiction", "paper", "off"]
 CONFLICTS: tuple[str, ...] = get_args(Conflicts)
 
-_SAME_QUESTION, _OTHER_ANSWER = 0.95, 0.5
+SAME_QUESTION, OTHER_ANSWER = 0.95, 0.5
 _NEAR = 15
 _CUT = (1_500, 500, 1_000)
 """Characters of instruction, input and answer that concepts are taken from."""
@@ -65,33 +65,40 @@ def concepts(*texts: str) -> frozenset[str]:
     return frozenset(found)
 
 
+class ConceptGraph:
+    """Which concepts stood together in a row that was accepted; one row is asked after the other."""
+
+    def __init__(self) -> None:
+        self._seen_in: dict[str, set[int]] = {}
+
+    def clash(self, row: int, texts: tuple[str, str, str]) -> int:
+        """Accept a row and return -1, or return the accepted row that stands against it.
+
+        Args:
+            row: Its number.
+            texts: Instruction, input and answer; cut to 1,500, 500 and 1,000 characters.
+        """
+        own = concepts(*(text[:cut] for text, cut in zip(texts, _CUT, strict=True)))
+        seen = self._seen_in
+        known = [each for each in sorted(own) if each in seen]
+        for at, one in enumerate(known):
+            for other in known[at + 1 :]:
+                if seen[one].isdisjoint(seen[other]):
+                    return max(seen[one])
+        for each in own:
+            seen.setdefault(each, set()).add(row)
+        return -1
+
+
 def by_concepts(rows: Iterable[tuple[str, str, str]]) -> Verdict:
     """The published rule: refuse a row iff two of its concepts are both known and were never in one accepted row.
 
     Args:
-        rows: Instruction, input and answer of each, in the order in which they are asked; cut to 1,500, 500 and 1,000
-            characters.
+        rows: Instruction, input and answer of each, in the order in which they are asked.
     """
-    seen_in: dict[str, set[int]] = {}
-    kept, against = [], []
-    for row, texts in enumerate(rows):
-        own = concepts(*(text[:cut] for text, cut in zip(texts, _CUT, strict=True)))
-        known = [each for each in sorted(own) if each in seen_in]
-        clash = next(
-            (
-                max(seen_in[one])
-                for at, one in enumerate(known)
-                for other in known[at + 1 :]
-                if seen_in[one].isdisjoint(seen_in[other])
-            ),
-            -1,
-        )
-        kept.append(clash < 0)
-        against.append(clash)
-        if clash < 0:
-            for each in own:
-                seen_in.setdefault(each, set()).add(row)
-    return Verdict(np.array(kept, np.bool_), np.array(against, np.int64))
+    graph = ConceptGraph()
+    against = np.array([graph.clash(row, texts) for row, texts in enumerate(rows)], np.int64)
+    return Verdict(against < 0, against)
 
 
 def by_contradiction(
@@ -99,8 +106,9 @@ def by_contradiction(
     answers: Float32,
     rank: Int64,
     *,
-    same: float = _SAME_QUESTION,
-    other: float = _OTHER_ANSWER,
+    same: float = SAME_QUESTION,
+    other: float = OTHER_ANSWER,
+    device: str = "cpu",
     threads: int | None = None,
 ) -> Verdict:
     """Refuse a row that answers otherwise than a better one what is nearly the same question.
@@ -115,6 +123,7 @@ def by_contradiction(
         rank: Place of each row in the order of preference, int64 (rows,), all different.
         same: Cosine of questions that ask the same.
         other: Cosine of answers that say something else.
+        device: Where neighbours are searched.
         threads: Host threads; None takes the CPUs this process may use. Does not change the result.
 
     Raises:
@@ -128,7 +137,7 @@ def by_contradiction(
     verdict = Verdict(np.ones(count, np.bool_), np.full(count, -1, np.int64))
     if count < 2:  # noqa: PLR2004 - nobody to contradict
         return verdict
-    found = neighbours(questions, k=min(_NEAR, count - 1), threads=threads)
+    found = neighbours(questions, k=min(_NEAR, count - 1), device=device, threads=threads)
     near = (found.rows >= 0) & (found.cosines >= same)
     left, place = np.nonzero(near)
     right = found.rows[left, place]

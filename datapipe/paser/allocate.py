@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from datapipe.storage.arrays import Bool, Float64, Int64
 
-_WINSOR = 0.99
+WINSOR = 0.99
 _RESAMPLES = 1000
 _CONFIDENCE = 0.95
 _ROUNDING = 1e-6
@@ -37,7 +37,7 @@ class Degradation:
         score: Shrunk mean damage, less the noise floor, float64 (clusters,), >= 0, in the unit of the damage (nats).
         low: Lower end of the 95 % bootstrap interval of the mean, float64 (clusters,).
         high: Upper end.
-        mean: Plain mean of the measured rows, NaN where none was, float64 (clusters,).
+        mean: Winsorised mean of the measured rows, NaN where none was, float64 (clusters,).
         measured: Rows measured in each, int64 (clusters,).
         rows: Rows of each, int64 (clusters,).
     """
@@ -51,7 +51,14 @@ class Degradation:
 
 
 def degradation(
-    damage: Float64, labels: Int64, *, clusters: int, floor: float = 0.0, prior_rows: float = 20.0, seed: int = 0
+    damage: Float64,
+    labels: Int64,
+    *,
+    clusters: int,
+    floor: float = 0.0,
+    prior_rows: float = 20.0,
+    winsor: float = WINSOR,
+    seed: int = 0,
 ) -> Degradation:
     """Score the clusters.
 
@@ -65,6 +72,7 @@ def degradation(
         clusters: Their number.
         floor: Damage that is noise, >= 0.
         prior_rows: Rows' worth of the mean of all, >= 0.
+        winsor: Quantile that damages are cut at, 0 ... 1; 1 cuts none.
         seed: Of the bootstrap.
 
     Raises:
@@ -76,7 +84,7 @@ def degradation(
     if not np.isfinite(damage[known]).all() or damage[known].min() < -_ROUNDING:
         at = int(np.flatnonzero(known & ~(damage > -_ROUNDING))[0])
         raise BudgetError(f"the damage of row {at} is {damage[at]}; a divergence is finite and not negative")
-    limit = float(np.quantile(damage[known], _WINSOR))
+    limit = float(np.quantile(damage[known], winsor))
     cut = np.clip(damage, 0.0, limit)
     whole = float(cut[known].mean())
     rows, measured = (np.bincount(some, minlength=clusters).astype(np.int64) for some in (labels, labels[known]))

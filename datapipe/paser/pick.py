@@ -18,7 +18,7 @@ import numpy as np
 
 from datapipe.errors import BudgetError, ConfigError
 from datapipe.paser import ies
-from datapipe.paser.allocate import Degradation, degradation, fitting
+from datapipe.paser.allocate import WINSOR, Degradation, degradation, fitting
 from datapipe.paser.conflicts import Verdict, acceptance, by_concepts, by_contradiction
 from datapipe.paser.pick_config import METHODS, Choice, Method, PickConfig, PickRows, undamaged
 from datapipe.paser.pick_paper import picks_of_paper
@@ -158,6 +158,7 @@ def _degradation(rows: PickRows, config: PickConfig) -> Degradation:
         clusters=rows.clusters,
         floor=0.0 if paper else config.noise,
         prior_rows=0.0 if paper else config.prior_rows,
+        winsor=1.0 if paper else WINSOR,
         seed=config.seed,
     )
     return replace(found, score=np.nan_to_num(found.mean)) if paper else found

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from datapipe.curation import curate
     from datapipe.distill.run import SoftLabelResult, soft_labels
     from datapipe.frames import score, select
+    from datapipe.paser.run import RecoveryResult, select_recovery
     from datapipe.proof.run import Proof, prove
     from datapipe.runs import CurateResult, open_run
     from datapipe.selection.budget import Budget
@@ -34,11 +35,13 @@ _HOME = {
     "curate": "datapipe.curation",
     "Proof": "datapipe.proof.run",
     "prove": "datapipe.proof.run",
+    "RecoveryResult": "datapipe.paser.run",
     "scan": "datapipe.storage.source",
     "SoftLabelResult": "datapipe.distill.run",
     "soft_labels": "datapipe.distill.run",
     "score": "datapipe.frames",
     "select": "datapipe.frames",
+    "select_recovery": "datapipe.paser.run",
     "verify": "datapipe.storage.verify",
 }
 
@@ -48,6 +51,7 @@ __all__ = [
     "CurateConfig",
     "CurateResult",
     "Proof",
+    "RecoveryResult",
     "SoftLabelResult",
     "__version__",
     "advise",
@@ -57,6 +61,7 @@ __all__ = [
     "scan",
     "score",
     "select",
+    "select_recovery",
     "soft_labels",
     "verify",
 ]

@@ -19,6 +19,7 @@ from datapipe.distill.command import soft_labels_command
 from datapipe.distill.rewrite_command import rewrite_command
 from datapipe.errors import ConfigError, DatapipeError
 from datapipe.metrics.base import metrics_told
+from datapipe.paser.command import paser_command
 from datapipe.proof.command import prove_command
 from datapipe.selection.presets import presets_told
 from datapipe.shown import print_json, show_values
@@ -202,6 +203,7 @@ def report(
 
 
 app.command(name="advise")(advise_command)
+app.command(name="paser")(paser_command)
 app.command(name="prove")(prove_command)
 app.command(name="serve")(serve_command)
 app.command(name="rewrite")(rewrite_command)

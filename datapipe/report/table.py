@@ -39,8 +39,13 @@ NAME_CHARACTERS = 40
 BAR_CHARACTERS, BAR_HEAD = 24, "kept, dropped"
 
 
-FILES = ("kept.parquet", "selection.parquet", "scores.parquet", "rejected.parquet", "manifest.json", "report.html")
-"""What a run leaves for its user."""
+FILES = (
+    *("kept.parquet", "selection.parquet", "scores.parquet", "clusters.parquet", "damage.parquet"),
+    *("dataset_info.json", "rejected.parquet", "manifest.json", "report.html"),
+)
+"""What runs leave for their user."""
+REPORTS = ("report", "paser_report")
+"""Stages that leave the facts of a run."""
 
 
 class Timing(Protocol):
@@ -175,7 +180,7 @@ def read_facts(run: Path) -> RunFacts:
     """
     from datapipe.storage.verify import read_run_manifest
 
-    keys = [stage["key"] for stage in read_run_manifest(run)["stages"] if stage["name"] == "report"]
+    keys = [stage["key"] for stage in read_run_manifest(run)["stages"] if stage["name"] in REPORTS]
     if not keys:
         raise SourceError(f"the run in {run} has no report stage; finish it by running curate again")
     path = run / "stages" / keys[-1] / "facts.json"

@@ -1,0 +1,172 @@
+"""Which stages a selection for recovery has, from its options, its pool and its models.
+
+pool -> vectors -> skills -> [states -> damage_LABEL ... | survey_LABEL ...] -> [alone] -> pick -> atlas -> exported
+-> paser_report
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from datapipe.paser.models import Models
+from datapipe.stages.alone import Alone
+from datapipe.stages.atlas import Atlas, AtlasConfig
+from datapipe.stages.damage import Damage
+from datapipe.stages.embedder import Embedder, arithmetic_bits
+from datapipe.stages.export_instructions import ExportInstructions
+from datapipe.stages.instruction_vectors import EmbedInstructions
+from datapipe.stages.instructions import InstructionPool, PoolConfig
+from datapipe.stages.paser_report import RecoveryReport, RecoveryReportConfig
+from datapipe.stages.pick import Pick
+from datapipe.stages.skills import FindSkills, SkillsConfig
+from datapipe.stages.states import States
+from datapipe.stages.survey import Survey
+from datapipe.storage.instructions import columns_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from datapipe.paser.options import RecoveryConfig
+    from datapipe.pipeline import Stage
+    from datapipe.settings import Settings
+    from datapipe.storage.source import Source
+
+__all__ = ["RecoveryWiring", "embedder_facts", "title_of"]
+
+
+class RecoveryWiring:
+    """Columns, models and stages of a run.
+
+    Args:
+        config: The options.
+        source: The opened pool.
+        original: Folder or cached hub id of the original model.
+        pruned: The same of each pruned one.
+        settings: The machine's.
+
+    Attributes:
+        columns: Which column of the pool is what.
+
+    Raises:
+        ColumnError: The pool has no instructions and responses, and no conversations.
+    """
+
+    def __init__(
+        self, config: RecoveryConfig, source: Source, *, original: str, pruned: Sequence[str], settings: Settings
+    ) -> None:
+        self.config, self.source, self._settings = config, source, settings
+        self._original, self._pruned = original, tuple(pruned)
+        self.columns = columns_of(source.schema.names, config.columns)
+        self.device = config.device or settings.device
+
+    @cached_property
+    def models(self) -> Models:
+        """The models, checked, and loaded when a stage first asks for them. The caller closes them."""
+        own = self.config
+        return Models(
+            self._original,
+            self._pruned,
+            device=self.device,
+            dtype=own.dtype,
+            max_length=own.max_length,
+            token_budget=own.token_budget,
+        )
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """The run's embedder, loaded when it is first asked for."""
+        return Embedder(self.config.embedder, device=self.device)
+
+    def close(self) -> None:
+        """Let go of the models."""
+        if "models" in self.__dict__:
+            self.models.close()
+
+    @property
+    def measured(self) -> tuple[tuple[str, str], ...]:
+        """Label of each pruned model, and the stage that measures it; the first decides."""
+        stage = "survey" if self.config.survey else "damage"
+        return tuple((label, f"{stage}_{label}") for label in self.models.labels)
+
+    def stages(self, digests: Sequence[str]) -> list[Stage]:
+        """Make the stages over a pool whose files have these digests."""
+        own, pick = self.config, self.config.pick
+        first = self.measured[0][1]
+        alone = [Alone.of(self.models)] if pick.method == "ifd" else []
+        return [
+            InstructionPool(self.source, self.pool_config(digests)),
+            self._vectors(answers=pick.filter == "contradiction"),
+            self._skills(),
+            *self._measuring(),
+            *alone,
+            Pick.of(pick, damage=first, device=self._device),
+            Atlas(AtlasConfig(variants=self.measured, prior_rows=own.prior_rows, seed=own.seed)),
+            ExportInstructions(self.source, tuple(digests), self.columns),
+            self._report(),
+        ]
+
+    def pool_config(self, digests: Sequence[str]) -> PoolConfig:
+        """What the rows depend on."""
+        files = tuple(zip((file.uri for file in self.source.files), digests, strict=True))
+        return PoolConfig(
+            files=files, columns=self.columns, shard_rows=self.config.shard_rows, max_chars=self.config.max_chars
+        )
+
+    def _vectors(self, *, answers: bool) -> Stage:
+        model = self.embedder
+        return EmbedInstructions(
+            worker=model.worker,
+            model=model.name,
+            digest=model.digest,
+            dim=model.dim,
+            bits=model.bits,
+            answers=answers,
+        )
+
+    def _skills(self) -> Stage:
+        return FindSkills(SkillsConfig(clusters=self.config.skills), self._device, arithmetic_bits(self._device))
+
+    def _measuring(self) -> list[Stage]:
+        labels = self.models.labels
+        if self.config.survey:
+            return [Survey.of(self.models, label) for label in labels]
+        return [States.of(self.models), *(Damage.of(self.models, label) for label in labels)]
+
+    @cached_property
+    def _device(self) -> str:
+        from datapipe.workers.device import resolve_devices
+
+        return str(resolve_devices(self.device)[0])
+
+    def _report(self) -> Stage:
+        from datapipe.runs import versions
+
+        facts = self.models.facts
+        return RecoveryReport(
+            RecoveryReportConfig(
+                title=title_of(self.source),
+                options={**self.config.told(), "pruned": [facts[label]["name"] for label in self.models.labels]},
+                versions=versions(),
+                seed=self.config.seed,
+                method=self.config.pick.method,
+                budget=self.config.budget_in_words,
+                unit="tokens" if self.config.keep_tokens is not None else "rows",
+                original=facts["original"]["name"],
+                original_digest=facts["original"]["digest"],
+                variants=self.models.labels,
+            )
+        )
+
+
+def title_of(source: Source) -> str:
+    """The pool's name: that of its file, or of the folder of several."""
+    first, number = PurePosixPath(source.files[0].uri), len(source.files)
+    return first.name if number == 1 else f"{first.parent.name or first.name} ({number:,} files)"
+
+
+def embedder_facts(wiring: RecoveryWiring) -> dict[str, Any]:
+    """Name, digest and platform of the embedder, for a manifest."""
+    own = wiring.embedder
+    return {"name": own.name, "digest": own.digest, "platform": dict(own.bits)}

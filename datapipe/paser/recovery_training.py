@@ -126,7 +126,7 @@ def train(
         lessons: What it learns.
         recipe: How; `lora` is read by `with_updates`.
         device: Where.
-        watch: Called after each step with its number, from 1, and the tokens read so far.
+        watch: Called after each step with the rows it read, repeats included, and those of all steps.
 
     Raises:
         ConfigError: The recipe is out of range or does not fit the rows.
@@ -142,6 +142,7 @@ def train(
         learning, lr=recipe.rate, betas=_MOMENTS, weight_decay=recipe.weight_decay, fused=device.type == "cuda"
     )
     started, told, read, learnt = time.perf_counter(), [], 0, 0
+    planned = sum(len(rows) for rows in plan)
     model.train()
     with _Answers(model) as answers:
         for number, rows in enumerate(plan):
@@ -156,11 +157,10 @@ def train(
             if (number + 1) % _LOOK_EVERY == 0 or number + 1 == len(plan):
                 _refuse_infinite(told[-_LOOK_EVERY:], first=max(0, len(told) - _LOOK_EVERY))
             if watch is not None:
-                watch(number + 1, read)
+                watch(len(rows), planned)
     model.eval()
     losses = tuple(float(each) for each in torch.stack(told)[:, 0].tolist())
-    passes = sum(len(rows) for rows in plan) / len(lessons)
-    return Course(losses, read, learnt, passes, time.perf_counter() - started)
+    return Course(losses, read, learnt, planned / len(lessons), time.perf_counter() - started)
 
 
 def rate_at(step: int, steps: int, *, warmup: float) -> float:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from datapipe.errors import ConfigError
+from datapipe.paser.clusters_file import VOTERS, KnownRows
 from datapipe.paser.graph import (
     AFFINITIES,
     Affinity,
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from datapipe.storage.arrays import Float32, Float64, Int64
 
 LEAST_CLUSTERS, MOST_CLUSTERS = 4, 64
-VOTERS = 15
-"""Nearest rows that say what the cluster of a new row is."""
 _CANDIDATES = 3
 _RESAMPLED = 5
 _SHARE = 0.8
@@ -97,19 +96,8 @@ class Clusters:
         return int(self.shares.shape[1])
 
     def assign(self, vectors: Float32) -> tuple[Int64, Float32]:
-        """Cluster and memberships of new rows, int64 (rows,) and float32 (rows, k), by their nearest known rows.
-
-        Each of the 15 nearest votes with its memberships and its cosine; a known row keeps its own.
-
-        Args:
-            vectors: float32 (rows, dim), unit length.
-        """
-        nearest, cosines = nearest_among(self.base, vectors, k=min(VOTERS, len(self.base)))
-        weights = np.maximum(cosines, 0.0) ** 4 + np.float32(1e-9)
-        weights[cosines[:, 0] >= 1.0 - 1e-6, 1:] = 0.0
-        voted = np.einsum("ij,ijk->ik", weights / weights.sum(1, keepdims=True), self.base_shares[nearest])
-        shares: Float32 = voted.astype(np.float32)
-        return shares.argmax(1).astype(np.int64), shares
+        """Cluster and memberships of new rows, int64 (rows,) and float32 (rows, k); see `KnownRows.assign`."""
+        return KnownRows(self.base, self.base_shares).assign(vectors)
 
 
 def cluster(
@@ -206,7 +194,7 @@ def _graph(
         threads=threads,
     )
     tell("affinity")
-    made = umap_affinity(found, seed=config.seed) if config.affinity == "umap" else gaussian_affinity(found)
+    made = umap_affinity(found) if config.affinity == "umap" else gaussian_affinity(found)
     return made, found.recall
 
 

@@ -2,8 +2,8 @@
 
     vectors -> distinct vectors -> neighbours (exact, or by inverted lists with a measured recall) -> affinity, CSR
 
-Affinities: `umap`, the fuzzy simplicial set of McInnes et al. 2018 (arXiv 1802.03426, section 3.1) by umap-learn over
-our own neighbours; `gaussian`, self-tuning (Zelnik-Manor & Perona 2004); `paper_dense`, one Gaussian over all pairs, as
+Affinities: `umap`, the fuzzy simplicial set of McInnes et al. 2018 (arXiv 1802.03426, section 3.1) over these
+neighbours; `gaussian`, self-tuning (Zelnik-Manor & Perona 2004); `paper_dense`, one Gaussian over all pairs, as
 PASER (arXiv 2502.12594) has it, for comparison where it runs. Raises `VectorError` and `ConfigError`.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from datapipe.errors import ConfigError, MissingExtraError, VectorError
+from datapipe.errors import ConfigError, VectorError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +32,10 @@ RECALL_ROWS = 512
 _SCALE_NEIGHBOUR = 7
 """The neighbour whose distance is a row's own scale (Zelnik-Manor & Perona 2004, section 2)."""
 _LEAST_SCALE = 1e-6
+_LEAST_SHARE, _TOLERANCE, _BISECTIONS = 1e-3, 1e-5, 64
+"""Of the fuzzy set, as umap-learn has them: the least scale against the mean distance, and when a sum is right."""
+_AT_ONCE = 65_536
+"""Rows whose scales are sought at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,50 +141,63 @@ def nearest_among(
     return where, best
 
 
-def umap_affinity(found: Neighbours, *, seed: int = 0) -> Any:
+def umap_affinity(found: Neighbours) -> Any:
     """Fuzzy union of each row's local fuzzy set, a symmetric scipy CSR matrix (rows, rows) in [0, 1], zero diagonal.
 
-    Distances are those between unit vectors, sqrt(2 - 2 cos).
-
-    Raises:
-        MissingExtraError: umap-learn is not installed.
+    w_ij = exp(-max(d_ij - r_i, 0) / s_i), with r_i the least distance above zero and s_i such that the weights of row i
+    sum to log2(k + 1); then W + W^T - W * W^T (McInnes et al. 2018, section 3.1). Distances are those between unit
+    vectors, sqrt(2 - 2 cos). The numbers of `umap.umap_.fuzzy_simplicial_set` (umap-learn 0.5), to its float32.
     """
-    import warnings
+    far = distances(found)
+    rows, k = far.shape
+    overall = float(np.nanmean(far)) * k / (k + 1)
+    weights = np.empty((rows, k))
+    for start in range(0, rows, _AT_ONCE):
+        some = slice(start, start + _AT_ONCE)
+        weights[some] = _fuzzy(far[some].astype(np.float64), overall)
+    one_way = _one_way(found, weights)
+    return _clean(one_way + one_way.T - one_way.multiply(one_way.T))
 
-    from scipy import sparse
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            from umap.umap_ import fuzzy_simplicial_set
-        except ImportError as error:
-            raise MissingExtraError.of("umap-learn", extra="viz", purpose="the affinity umap") from error
+def _fuzzy(far: Float64, overall: float) -> Float64:
+    """Weights of some rows, float64 (rows, k); `overall` is the mean distance of all rows to their neighbours."""
+    k = far.shape[1]
+    known = np.isfinite(far)
+    nearest = np.where(known & (far > 0), far, np.inf).min(axis=1)
+    nearest[~np.isfinite(nearest)] = 0.0
+    beyond = np.where(known, np.maximum(far - nearest[:, None], 0.0), np.inf)
+    scale = _scales(beyond, float(np.log2(k + 1)))
+    own = np.where(known, far, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1) + 1, 1)
+    scale = np.maximum(scale, _LEAST_SHARE * np.where(nearest > 0, own, overall))
+    found: Float64 = np.exp(-beyond / np.maximum(scale, np.finfo(np.float64).tiny)[:, None])
+    return found
 
-        rows, k = found.rows.shape
-        who = np.concatenate([np.arange(rows)[:, None], found.rows], axis=1).astype(np.int32)
-        far = np.concatenate([np.zeros((rows, 1), np.float32), distances(found)], axis=1).astype(np.float32)
-        made = fuzzy_simplicial_set(
-            np.empty((rows, 1), np.float32),
-            k + 1,
-            np.random.RandomState(seed),
-            "euclidean",
-            knn_indices=who,
-            knn_dists=np.where(who < 0, np.inf, far),
-        )
-    return _clean(sparse.csr_matrix(made[0]))
+
+def _scales(beyond: Float64, target: float) -> Float64:
+    """Find s of each row with sum_j exp(-beyond_ij / s) = target by bisection, float64 (rows,)."""
+    low, high, scale = np.zeros(len(beyond)), np.full(len(beyond), np.inf), np.ones(len(beyond))
+    open_rows = np.arange(len(beyond))
+    for _ in range(_BISECTIONS):
+        here = scale[open_rows]
+        over = np.exp(-beyond[open_rows] / here[:, None]).sum(axis=1) - target
+        high[open_rows] = np.where(over > 0, here, high[open_rows])
+        low[open_rows] = np.where(over > 0, low[open_rows], here)
+        between = np.where(np.isinf(high[open_rows]), 2.0 * here, (low[open_rows] + high[open_rows]) / 2.0)
+        far_off = np.abs(over) >= _TOLERANCE
+        open_rows = open_rows[far_off]
+        if not len(open_rows):
+            break
+        scale[open_rows] = between[far_off]
+    return scale
 
 
 def gaussian_affinity(found: Neighbours) -> Any:
     """exp(-d_ij^2 / (s_i s_j)) with s_i the distance to the seventh neighbour; scipy CSR, symmetric, zero diagonal."""
-    from scipy import sparse
-
-    far, (rows, k) = distances(found), found.rows.shape
+    far, k = distances(found), found.rows.shape[1]
     known = found.rows >= 0
     scale = np.nanmax(far[:, : min(_SCALE_NEIGHBOUR, k)], axis=1).clip(_LEAST_SCALE)
-    left = np.repeat(np.arange(rows), known.sum(1))
-    right = found.rows[known]
-    weights = np.exp(-(far[known].astype(np.float64) ** 2) / (scale[left] * scale[right]))
-    one_way = sparse.csr_matrix((weights, (left, right)), shape=(rows, rows))
+    both = scale[:, None] * scale[np.maximum(found.rows, 0)]
+    one_way = _one_way(found, np.where(known, np.exp(-(far.astype(np.float64) ** 2) / both), 0.0))
     return _clean(one_way.maximum(one_way.T))
 
 
@@ -207,6 +224,15 @@ def distances(found: Neighbours) -> Float32:
     """Between unit vectors of these cosines, sqrt(2 - 2 cos), float32 (rows, k); NaN where there is no neighbour."""
     far: Float32 = np.sqrt(np.maximum(2.0 - 2.0 * found.cosines, 0.0)).astype(np.float32)
     return far
+
+
+def _one_way(found: Neighbours, weights: Float64) -> Any:
+    """Each row's weights of its neighbours as scipy CSR (rows, rows)."""
+    from scipy import sparse
+
+    known = found.rows >= 0
+    ends = np.append(0, np.cumsum(known.sum(axis=1)))
+    return sparse.csr_matrix((weights[known], found.rows[known], ends), shape=(len(known), len(known)))
 
 
 def _clean(graph: Any) -> Any:

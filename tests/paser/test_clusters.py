@@ -14,6 +14,7 @@ from datapipe.paser.clusters import ClusterConfig, cluster
 from datapipe.paser.graph import (
     DENSE_ROWS,
     dense_affinity,
+    distances,
     distinct,
     gaussian_affinity,
     nearest_among,
@@ -131,6 +132,24 @@ def test_affinities_are_symmetric_and_between_nothing_and_one() -> None:
         assert graph.data.min() > 0
         assert graph.data.max() <= 1.0
         assert (graph.diagonal() == 0).all()
+
+
+@pytest.mark.slow  # numba compiles for ten seconds
+@pytest.mark.filterwarnings("ignore")
+def test_the_fuzzy_set_has_the_numbers_of_umap_learn() -> None:
+    from umap.umap_ import fuzzy_simplicial_set
+
+    vectors, _ = grouped()
+    found = neighbours(np.concatenate([vectors, np.repeat(vectors[:1], 12, axis=0)]), k=10)
+    rows = len(found.rows)
+    who = np.concatenate([np.arange(rows)[:, None], found.rows], axis=1).astype(np.int32)
+    far = np.concatenate([np.zeros((rows, 1), np.float32), distances(found)], axis=1)
+    theirs = fuzzy_simplicial_set(
+        np.empty((rows, 1), np.float32), 11, np.random.RandomState(0), "euclidean", knn_indices=who, knn_dists=far
+    )
+    ours = umap_affinity(found)
+    assert abs(ours - theirs[0]).max() < 1e-5
+    assert ours.nnz == theirs[0].nnz
 
 
 def test_inverted_lists_find_nearly_all_neighbours_and_say_how_many() -> None:

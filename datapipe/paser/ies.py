@@ -97,6 +97,26 @@ def alpha_of(rule: str) -> float:
     return float(alpha)
 
 
+def with_unmeasured(scores: Float64, labels: Int64, order: Int64, *, clusters: int) -> Float64:
+    """Scores with the mean of its cluster where one is NaN, float64 (rows,): better than what is known to be worse.
+
+    Args:
+        scores: Float64 (rows,).
+        labels: Cluster of each row, int64 (rows,).
+        order: A place for each row, int64 (rows,): sums are taken in this order, so that rounding hangs on no other.
+        clusters: Their number.
+    """
+    gaps = np.isnan(scores)
+    if not gaps.any():
+        return scores
+    known = np.argsort(order)[~gaps[np.argsort(order)]]
+    rows = np.bincount(labels[known], minlength=clusters)
+    sums = np.bincount(labels[known], scores[known], clusters)
+    means = np.divide(sums, rows, out=np.full(clusters, np.nan), where=rows > 0)
+    found: Float64 = np.where(gaps, means[labels], scores)
+    return found
+
+
 def ranked(scores: Float64, order: Int64) -> Int64:
     """Rows from the highest score down, NaN last, equal ones by `order`; int64 (rows,)."""
     falling = np.where(np.isnan(scores), np.inf, -scores)

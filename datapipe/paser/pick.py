@@ -206,7 +206,11 @@ def _preferred(rows: PickRows, damage: Degradation, config: PickConfig) -> Int64
     if method == "ifd" and rows.nll is not None and rows.alone is not None:
         return ies.ranked(ies.following_difficulty(rows.nll, rows.alone), order)
     rule = {"random": "random", "longest": "length", "top_jsd": "jsd"}.get(method, config.rule)
-    return ies.ranked(ies.rule_scores(rule, jsd=known, tokens=rows.tokens, prompt_tokens=rows.prompt_tokens), order)
+    scores = ies.rule_scores(rule, jsd=known, tokens=rows.tokens, prompt_tokens=rows.prompt_tokens)
+    if method == "ours":
+        scores = ies.with_unmeasured(scores, rows.labels, order, clusters=rows.clusters)
+        scores = np.where(rows.tokens > 0, scores, np.nan)
+    return ies.ranked(scores, order)
 
 
 def _verdict(
@@ -276,7 +280,8 @@ def _warnings(config: PickConfig, picks: Picks, budget: int, spent: int) -> list
     elif config.method == "top_jsd" or (config.method == "ours" and config.rule not in {"length", "random"}):
         unknown = int(np.isnan(picks.ies).sum())
         if unknown:
-            told.append(f"the damage of {unknown:,} of {len(picks.ies):,} rows is not known: they come last, at random")
+            place = "come last" if config.method == "top_jsd" else "count as the mean of their cluster"
+            told.append(f"the damage of {unknown:,} of {len(picks.ies):,} rows is not known: they {place}, at random")
     if picks.unit == "rows" and spent < budget:
         refused = int((picks.reason > _OVER).sum())
         why = "the published rule rounds shares down and replaces no row; " if config.method == "paper" else ""

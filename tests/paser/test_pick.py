@@ -206,14 +206,25 @@ def test_a_budget_over_the_pool_keeps_all_rows_and_says_so() -> None:
     assert found.warnings == ("the budget is 31 rows, but the pool holds 30: it leaves nothing out",)
 
 
-def test_rows_not_measured_come_last_and_are_counted() -> None:
+def test_rows_not_measured_stand_at_the_mean_of_their_cluster_in_random_order() -> None:
     rows = some_rows(40, clusters=1)
-    jsd = rows.jsd.copy()
-    jsd[10:] = np.nan
-    found = picks(replace(rows, jsd=jsd), 12, conflicts="off")
-    assert found.kept[:10].all()
-    assert found.warnings == ("the damage of 30 of 40 rows is not known: they come last, at random",)
+    jsd = np.full(40, np.nan)
+    jsd[:10] = np.linspace(0.1, 0.2, 10)
+    found = picks(replace(rows, jsd=jsd), 12, conflicts="off", rule="jsd")
+    assert np.flatnonzero(found.kept[:10]).tolist() == [5, 6, 7, 8, 9]
+    assert set(np.flatnonzero(found.kept[10:])) == set(np.argsort(rows.order[10:])[:7])
+    assert found.warnings == (
+        "the damage of 30 of 40 rows is not known: they count as the mean of their cluster, at random",
+    )
     assert np.isnan(found.ies[10:]).all()
+    assert picks(replace(rows, jsd=jsd), 9, "top_jsd").kept[1:10].all()
+
+
+def test_a_row_without_a_token_of_response_comes_last() -> None:
+    rows = some_rows(20, clusters=1)
+    tokens, jsd = rows.tokens.copy(), np.full(20, 0.3)
+    tokens[3], jsd[3] = 0, np.nan
+    assert not picks(replace(rows, tokens=tokens, jsd=jsd), 19, conflicts="off", rule="random").kept[3]
 
 
 def test_a_pool_of_one_cluster_is_a_pool() -> None:

@@ -69,6 +69,16 @@ SOURCES = {
         *(f"storage/{name}.py" for name in ("instructions", "rowid", "canonical", "refused", "sort", "parquet")),
         "storage/formats/*.py",
     ],
+    "datapipe.stages.instruction_vectors.EmbedInstructions": [
+        *("embedding/text.py", "stages/embed.py", "storage/vectors.py", "workers/pack.py", "workers/course.py"),
+        "workers/tasks/embed.py",
+        *(f"workers/encoders/{name}.py" for name in ("attention", "bert", "packed", "pooling", "steps")),
+    ],
+    "datapipe.stages.skills.FindSkills": [
+        *(f"paser/{name}.py" for name in ("clusters", "clusters_file", "graph", "names", "spectrum", "symnmf")),
+        *("metrics/assign.py", "metrics/kmeans.py", "metrics/knn.py", "stages/instruction_vectors.py"),
+        *("storage/lists.py", "storage/vectors.py"),
+    ],
     "datapipe.distill.rewrite_stages.RewriteAnswers": [
         "distill/rewrite_checks.py",
         "distill/rewrite_prompt.py",

@@ -72,4 +72,5 @@ def _chosen(terms: Sequence[str], weights: np.ndarray[tuple[int], np.dtype[np.fl
             chosen.append(term)
         elif len(term.split()) > len(shared[0].split()) and weights[at] > 0.5 * weights[list(terms).index(shared[0])]:
             chosen[chosen.index(shared[0])] = term
-    return tuple(dict.fromkeys(chosen))
+            chosen = [each for each in chosen if each not in shared[1:]]
+    return tuple(chosen)

@@ -127,11 +127,13 @@ def _best_most(scales: Float64, tokens: Float64, gains: Float64) -> tuple[Float6
 
 def _limits(free: int | None) -> tuple[float, float]:
     """How much worse than the best a scale may be, in variances, and the half width of `most`, in standard errors."""
-    from scipy import stats
+    from scipy import special
 
+    two_sided = (1 + _CONFIDENCE) / 2
     if free is None:
-        return float(stats.chi2.ppf(_CONFIDENCE, 1)), float(stats.norm.ppf((1 + _CONFIDENCE) / 2))
-    return float(stats.f.ppf(_CONFIDENCE, 1, free)), float(stats.t.ppf((1 + _CONFIDENCE) / 2, free))
+        half = float(special.ndtri(two_sided))
+        return half**2, half
+    return float(special.fdtri(1, free, _CONFIDENCE)), float(special.stdtrit(free, two_sided))
 
 
 def allocate_by_gain(curves: Curves, *, budget: int, available: Int64, worth: Float64 | None = None) -> Int64:
@@ -140,7 +142,8 @@ def allocate_by_gain(curves: Curves, *, budget: int, available: Int64, worth: Fl
     Maximises sum_k w_k g_k(t_k) over whole t_k in [0, available_k] that sum to min(budget, all that is available). At
     the continuous optimum w_k a_k / tau_k exp(-t_k / tau_k) is one number for all clusters between their bounds; from
     a little below it, tokens are handed out one by one where the next gives most, which is exact as the curves are
-    concave (Hochbaum, Mathematics of Operations Research 1994). What clusters with a gain cannot hold goes to the others by what they hold.
+    concave (Hochbaum, Mathematics of Operations Research 1994). What clusters with a gain cannot hold goes to the
+    others by what they hold.
 
     Args:
         curves: Of `fit_curves`; a cluster without a curve gains nothing.

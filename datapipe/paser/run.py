@@ -40,8 +40,8 @@ class RecoveryResult:
     """A finished selection for recovery.
 
     Attributes:
-        out: The run folder: kept.parquet, selection.parquet, clusters.parquet, damage.parquet, dataset_info.json,
-            report.html, manifest.json and, where rows were refused, rejected.parquet.
+        out: The run folder: kept.parquet, train.parquet, selection.parquet, clusters.parquet, damage.parquet,
+            dataset_info.json, report.html, manifest.json and, where rows were refused, rejected.parquet.
         manifest: What manifest.json says.
         timings: Seconds and rows a stage in this process; stages done before are marked.
     """
@@ -185,7 +185,7 @@ def wired(
 
     config, machine = RecoveryConfig.from_mapping(options), Settings()
     several = [pruned] if isinstance(pruned, (str, Path)) else list(pruned)  # type: ignore[arg-type]
-    source = open_source(pool, limits=machine.limits.as_limits())  # type: ignore[arg-type]
+    source = open_source(pool, limits=machine.limits.as_limits())
     return RecoveryWiring(
         config, source, original=str(original), pruned=[str(each) for each in several], settings=machine
     )
@@ -248,6 +248,7 @@ def _publish(
 
 FILES = {
     "kept.parquet": "exported",
+    "train.parquet": "exported",
     "dataset_info.json": "exported",
     "selection.parquet": "pick",
     "clusters.parquet": "pick",

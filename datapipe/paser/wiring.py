@@ -36,6 +36,15 @@ if TYPE_CHECKING:
 __all__ = ["RecoveryWiring", "embedder_facts", "title_of"]
 
 
+class FurtherSurvey(Survey):
+    """The survey of a pruned model after the first."""
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """`survey_LABEL`."""
+        return f"survey_{self.label}"
+
+
 class RecoveryWiring:
     """Columns, models and stages of a run.
 
@@ -87,14 +96,13 @@ class RecoveryWiring:
     @property
     def measured(self) -> tuple[tuple[str, str], ...]:
         """Label of each pruned model, and the stage that measures it; the first decides."""
-        stage = "survey" if self.config.survey else "damage"
-        return tuple((label, f"{stage}_{label}") for label in self.models.labels)
+        return tuple((label, stage.name) for label, stage in zip(self.models.labels, self._damages(), strict=True))
 
     def stages(self, digests: Sequence[str]) -> list[Stage]:
         """Make the stages over a pool whose files have these digests."""
         own, pick = self.config, self.config.pick
         first = self.measured[0][1]
-        alone = [Alone.of(self.models)] if pick.method == "ifd" else []
+        alone = [Alone.of(self.models, self.models.labels[0])] if pick.method == "ifd" else []
         return [
             InstructionPool(self.source, self.pool_config(digests)),
             self._vectors(answers=pick.filter == "contradiction"),
@@ -129,10 +137,19 @@ class RecoveryWiring:
         return FindSkills(SkillsConfig(clusters=self.config.skills), self._device, arithmetic_bits(self._device))
 
     def _measuring(self) -> list[Stage]:
-        labels = self.models.labels
-        if self.config.survey:
-            return [Survey.of(self.models, label) for label in labels]
-        return [States.of(self.models), *(Damage.of(self.models, label) for label in labels)]
+        return [*([] if self.config.survey else [States.of(self.models)]), *self._damages()]
+
+    def _damages(self) -> list[Stage]:
+        """What measures each of the pruned models, in their order."""
+        own, models = self.config, self.models
+        if not own.survey:
+            return [Damage.of(models, label) for label in models.labels]
+        first, *others = models.labels
+        asked: dict[str, Any] = {"power": own.pick.power, "seed": own.seed}
+        return [
+            Survey.of(models, first, **asked),
+            *(FurtherSurvey.of(models, label, **asked) for label in others),
+        ]
 
     @cached_property
     def _device(self) -> str:

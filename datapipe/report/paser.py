@@ -71,10 +71,14 @@ def _skill(skill: SkillFacts, facts: RecoveryFacts, top: float) -> Html:
         span = tag("span", whiskers, tag("b", style=f"left:{100 * skill.damage / top:.2f}%"), aria_hidden="true")
     taken = skill.tokens_taken if facts.unit == "tokens" else skill.taken
     told = f"{number(skill.low)} to {number(skill.high)}, {count(skill.measured)} rows measured"
+    budget, accepted = skill.budget, skill.acceptance
     numbers = (
-        count(skill.rows), count(skill.budget), count(taken or 0), percent(skill.taken, skill.rows),
-        "\u2013" if skill.acceptance is None else percent(skill.acceptance, 1),
-    )  # fmt: skip
+        count(skill.rows),
+        "\u2013" if budget is None else count(budget),
+        count(taken or 0),
+        percent(skill.taken, skill.rows),
+        "\u2013" if accepted is None else percent(accepted, 1),
+    )
     name = cut(skill.name, limit=NAME_CHARACTERS)
     return tag(
         "tr", tag("th", name, scope="row"), tag("td", span, class_="interval"),

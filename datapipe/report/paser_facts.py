@@ -26,11 +26,11 @@ class SkillFacts:
         damage: Capability degradation score (CDS), nats; None where nothing was measured.
         low: Lower end of its 95 % interval.
         high: Upper end.
-        share: Part of the budget that it was to get, 0 ... 1.
-        budget: What it was to get, in the unit of the budget, after caps.
+        share: Part of the budget that it was to get, 0 ... 1; None where the method knows no skills.
+        budget: What it was to get, in the unit of the budget, after caps; None likewise.
         taken: Rows taken.
-        tokens_taken: Their response tokens.
-        acceptance: Rows taken of those that were looked at, 0 ... 1; None where none was.
+        tokens_taken: Tokens of their prompts and responses.
+        acceptance: Part of its rows that no conflict refused, 0 ... 1; None where none was asked.
         examples: Instructions nearest to its middle.
     """
 
@@ -41,8 +41,8 @@ class SkillFacts:
     damage: float | None
     low: float | None
     high: float | None
-    share: float
-    budget: int
+    share: float | None
+    budget: int | None
     taken: int
     tokens_taken: int | None
     acceptance: float | None

@@ -40,7 +40,7 @@ BAR_CHARACTERS, BAR_HEAD = 24, "kept, dropped"
 
 
 FILES = (
-    *("kept.parquet", "selection.parquet", "scores.parquet", "clusters.parquet", "damage.parquet"),
+    *("kept.parquet", "train.parquet", "selection.parquet", "scores.parquet", "clusters.parquet", "damage.parquet"),
     *("dataset_info.json", "rejected.parquet", "manifest.json", "report.html"),
 )
 """What runs leave for their user."""

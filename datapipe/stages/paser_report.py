@@ -29,6 +29,8 @@ PAGE = "report.html"
 FACTS = "facts.json"
 SAMPLE_ROWS = 4_000
 LEAST_MAPPED = 3
+BY_SKILL = ("ours", "paper")
+"""Methods that rank the rows of each skill by themselves."""
 BUDGETS = (0.0, 0.01, 0.02, 0.05, *(each / 20 for each in range(2, 21)))
 SELECTION, CLUSTERS = "selection.parquet", "clusters.parquet"
 INSTRUCTION_CHARACTERS = 120
@@ -135,7 +137,7 @@ class _Gatherer:
                 low=row["low"],
                 high=row["high"],
                 share=row["share"],
-                budget=row["budget"],
+                budget=None if row["budget"] is None else round(row["budget"]),
                 taken=row["taken"],
                 tokens_taken=row["tokens_taken"],
                 acceptance=row["acceptance"],
@@ -269,14 +271,11 @@ class _Gatherer:
         kept = np.asarray(own["kept"].to_numpy(), np.bool_)
         at = float(costs[kept].sum() / costs.sum())
         budgets = np.unique(np.append(BUDGETS, at))
-        held = held_damage(
-            damage,
-            costs,
-            own["cluster"].to_numpy().astype(np.int64),
-            own["rank"].to_numpy().astype(np.int64),
-            np.array([skill.share for skill in skills]),
-            budgets=budgets,
-        )
+        labels, shares = own["cluster"].to_numpy().astype(np.int64), [skill.share for skill in skills]
+        if None in shares or self._settings.method not in BY_SKILL:  # ranks are those of the pool
+            labels, shares = np.zeros_like(labels), [1.0]
+        ranks = own["rank"].to_numpy().astype(np.int64)
+        held = held_damage(damage, costs, labels, ranks, np.array(shares), budgets=budgets)
         return CurveFacts(
             budgets=tuple(budgets.tolist()),
             chosen=tuple(held.chosen.tolist()),

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks import common
+from benchmarks.kd_text_rows import Texts, spread, taught
 from benchmarks.kd_text_trainer import SoftTextTrainer
 from datapipe.proof.text import TextRecipe
 from datapipe.storage.digest import digest_of
@@ -31,7 +32,7 @@ from datapipe.storage.digest import digest_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from datapipe.storage.arrays import Float32, Int64
+    from datapipe.storage.arrays import Int64
 
 NAME = "kd_text_finetune"
 TUNING = f"{NAME}_tuning"
@@ -45,7 +46,6 @@ ALPHAS, TEMPERATURE = (0.5, 0.75, 1.0), 2.0
 SEEDS, TUNING_SEEDS, FOLDS = 5, 2, 5
 HEAD_TIMES = 10.0
 """As in `text_finetune`: times the encoder's learning rate at which the head learns."""
-VALIDATION = 5
 
 
 def main() -> None:
@@ -71,53 +71,6 @@ def main() -> None:
     print(f"{options.stage} {options.shard}: {time.perf_counter() - started:.1f} s", flush=True)
 
 
-@dataclass(frozen=True, eq=False)
-class Texts:
-    """A planned set.
-
-    Attributes:
-        name: That of its file.
-        texts: Of all rows.
-        labels: int64 (rows,).
-        train: Places of the training rows.
-        test: Places of the test rows.
-        kept: Packed bits by `kept METHOD FRACTION SEED`.
-        settings: How each method chose, by `METHOD FRACTION`.
-    """
-
-    name: str
-    texts: list[str]
-    labels: Int64
-    train: Int64
-    test: Int64
-    kept: dict[str, Any]
-    settings: dict[str, Any]
-
-    @classmethod
-    def read(cls, file: Path) -> Texts:
-        with np.load(file) as known:
-            kept = {name: known[name] for name in known.files if name.startswith("kept ")}
-            texts, settings = (json.loads(str(known[name])) for name in ("texts", "settings"))
-            return cls(file.stem, texts, known["labels"], known["train"], known["test"], kept, settings)
-
-    @property
-    def classes(self) -> int:
-        return int(self.labels.max()) + 1
-
-    def cut(self, split: str) -> tuple[Int64, Int64]:
-        """Places of the rows learnt from and of those asked."""
-        if split == "test":
-            return self.train, self.test
-        learnt = np.arange(len(self.train)) % VALIDATION != 0
-        return self.train[learnt], self.train[~learnt]
-
-    def arm(self, method: str, fraction: float, seed: int) -> Int64:
-        if fraction == 1:
-            return self.train
-        chosen = np.unpackbits(self.kept[f"kept {method} {fraction} {seed}"], count=len(self.labels))
-        return np.flatnonzero(chosen).astype(np.int64)
-
-
 def plan(options: argparse.Namespace) -> None:
     """What heads on MPNet vectors say of the training rows that they have not learnt, under both cuts."""
     from benchmarks.kd_text import CACHE
@@ -131,15 +84,8 @@ def plan(options: argparse.Namespace) -> None:
         for split in ("validation", "test"):
             learnt, _ = texts.cut(split)
             found = heads(vectors[learnt], texts.labels[learnt], classes=texts.classes)
-            told[f"mpnet_head {split}"] = _spread(texts, learnt, found).astype(np.float16)
+            told[f"mpnet_head {split}"] = spread(texts, learnt, found).astype(np.float16)
         np.savez_compressed(folder / f"{texts.name}.npz", **told)
-
-
-def _spread(texts: Texts, rows: Int64, found: Float32) -> Float32:
-    """Log-probabilities of all rows; those not told of are even, and in no arm."""
-    whole = np.full((len(texts.labels), texts.classes), -np.log(texts.classes), np.float32)
-    whole[rows] = found
-    return whole
 
 
 def teach(options: argparse.Namespace) -> None:
@@ -164,7 +110,7 @@ def teach(options: argparse.Namespace) -> None:
             for split in ("validation", "test")
         }
         for (split, fold), each in zip(made, found, strict=True):
-            whole = _spread(texts, texts.train, each)
+            whole = spread(texts, texts.train, each)
             if fold == FOLDS:
                 told[f"{LEARNT} {split}"] = whole.astype(np.float16)
             else:
@@ -269,7 +215,7 @@ def _measure(name: str, options: argparse.Namespace, texts: Texts, split: str, t
         return
     asked = texts.cut(split)[1][: options.test_rows]
     names = sorted({task.teacher for task in tasks} - {"none"})
-    soft = np.stack([_taught(options.work, texts, each, split) for each in names or ["self"]])
+    soft = np.stack([taught(options.work, texts, each, split) for each in names or ["self"]])
     trainer = _trainer(options, texts, [texts.texts[at] for at in asked], len(tasks))
     truth = texts.labels[asked]
     for start in range(0, len(tasks), options.together):
@@ -290,13 +236,6 @@ def _measure(name: str, options: argparse.Namespace, texts: Texts, split: str, t
         for task, predicted in zip(some, found, strict=True):
             row = common.outcome(predicted, truth, classes=texts.classes, rows=len(task.rows), seconds=took / len(some))
             common.record(name, row, task.config)
-
-
-def _taught(work: Path, texts: Texts, teacher: str, split: str) -> Float32:
-    file = work / "teachers" / (f"{texts.name}.npz" if teacher == "mpnet_head" else f"{texts.name}-self.npz")
-    with np.load(file) as known:
-        found: Float32 = known[f"{teacher} {split}"].astype(np.float32)
-    return found
 
 
 def _trainer(options: argparse.Namespace, texts: Texts, asked: list[str], trainings: int) -> SoftTextTrainer:

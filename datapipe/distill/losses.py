@@ -120,23 +120,19 @@ Targets: TypeAlias = DenseTargets | TopTargets | SampledTargets
 
 
 def targets_of(labels: SoftLabels, header: SoftLabelHeader) -> Targets:
-    """Return labels as tensors on the host."""
+    """Return labels as tensors on the host; those of float16 share the memory of the labels."""
     if isinstance(labels, DenseLabels):
-        return DenseTargets(torch.from_numpy(_owned(labels.log_probabilities)))
+        return DenseTargets(_shared(labels.log_probabilities))
     if isinstance(labels, TopLabels):
         return TopTargets(
-            torch.from_numpy(labels.ids.astype(np.int64)),
-            torch.from_numpy(_owned(labels.log_probabilities)),
-            torch.from_numpy(_owned(labels.tail)),
+            torch.from_numpy(labels.ids.astype(np.int64)), _shared(labels.log_probabilities), _shared(labels.tail)
         )
     sizes = np.diff(labels.offsets)
-    width = max(1, int(sizes.max(initial=0)))
-    row = np.repeat(np.arange(len(sizes)), sizes)
-    column = np.arange(len(labels.ids)) - np.repeat(labels.offsets[:-1], sizes)
-    ids, weights = np.zeros((len(sizes), width), np.int64), np.zeros((len(sizes), width), np.float32)
-    ids[row, column] = labels.ids
-    weights[row, column] = labels.counts / np.float32(header.draws or 1)
-    return SampledTargets(torch.from_numpy(ids), torch.from_numpy(weights), torch.from_numpy(_owned(labels.entropy)))
+    filled = np.arange(max(1, int(sizes.max(initial=0)))) < sizes[:, None]
+    ids, weights = np.zeros(filled.shape, np.int64), np.zeros(filled.shape, np.float32)
+    ids[filled] = labels.ids
+    weights[filled] = labels.counts / np.float32(header.draws or 1)
+    return SampledTargets(torch.from_numpy(ids), torch.from_numpy(weights), _shared(labels.entropy))
 
 
 def kd_loss(
@@ -265,6 +261,7 @@ def _check_values(logits: torch.Tensor, targets: Targets, labels: torch.Tensor |
     raise SoftLabelError(f"position {position} of the batch: {list(faults)[kind]}; {count}")
 
 
-def _owned(values: Float16) -> Float16:
-    """A copy that torch may write to: Arrow's buffers are read-only."""
-    return values.astype(np.float16, copy=True)
+def _shared(values: Float16) -> torch.Tensor:
+    """The same numbers as a tensor. `from_numpy` warns of Arrow's read-only buffers; copying a vocabulary costs most."""
+    found: torch.Tensor = torch.from_dlpack(values)
+    return found

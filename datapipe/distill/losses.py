@@ -262,6 +262,6 @@ def _check_values(logits: torch.Tensor, targets: Targets, labels: torch.Tensor |
 
 
 def _shared(values: Float16) -> torch.Tensor:
-    """The same numbers as a tensor. `from_numpy` warns of Arrow's read-only buffers; copying a vocabulary costs most."""
+    """The same memory as a tensor; `from_numpy` would warn of Arrow's read-only buffers."""
     found: torch.Tensor = torch.from_dlpack(values)
     return found

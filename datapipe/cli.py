@@ -20,6 +20,7 @@ from datapipe.distill.rewrite_command import rewrite_command
 from datapipe.errors import ConfigError, DatapipeError
 from datapipe.metrics.base import metrics_told
 from datapipe.paser.command import paser_command
+from datapipe.paser.recover_command import damage_command, recover_command
 from datapipe.proof.command import prove_command
 from datapipe.selection.presets import presets_told
 from datapipe.shown import print_json, show_values
@@ -204,6 +205,8 @@ def report(
 
 app.command(name="advise")(advise_command)
 app.command(name="paser")(paser_command)
+app.command(name="recover")(recover_command)
+app.command(name="damage")(damage_command)
 app.command(name="prove")(prove_command)
 app.command(name="serve")(serve_command)
 app.command(name="rewrite")(rewrite_command)

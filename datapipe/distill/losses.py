@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 import numpy as np
 import torch
 from torch.nn import functional
+from torch.utils.dlpack import from_dlpack
 
 from datapipe.distill.codec import DenseLabels, TopLabels
 from datapipe.errors import SoftLabelError
@@ -263,5 +264,4 @@ def _check_values(logits: torch.Tensor, targets: Targets, labels: torch.Tensor |
 
 def _shared(values: Float16) -> torch.Tensor:
     """The same memory as a tensor; `from_numpy` would warn of Arrow's read-only buffers."""
-    found: torch.Tensor = torch.from_dlpack(values)
-    return found
+    return from_dlpack(values)

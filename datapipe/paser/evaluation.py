@@ -279,7 +279,7 @@ def choice_accuracy(model: Scorer, choices: Choices, *, device: torch.device) ->
     Raises:
         MetricError: A probability is not finite.
     """
-    scores = _log_probabilities(model, choices.lessons, device=device) / np.maximum(choices.sizes, 1)
+    scores = -answer_losses(model, choices.lessons, device=device) / np.maximum(choices.sizes, 1)
     ends = np.cumsum(choices.counts)
     right = np.array(
         [
@@ -291,8 +291,12 @@ def choice_accuracy(model: Scorer, choices: Choices, *, device: torch.device) ->
     return {str(name): float(right[groups == name].mean()) for name in np.unique(groups)}
 
 
-def _log_probabilities(model: Scorer, lessons: Lessons, *, device: torch.device) -> Float64:
-    """Of each answer, float64 (rows,)."""
+def answer_losses(model: Scorer, lessons: Lessons, *, device: torch.device) -> Float64:
+    """Negative log probability of each whole answer in nats, float64 (rows,).
+
+    Raises:
+        MetricError: One is not finite.
+    """
     import torch
 
     from datapipe.errors import MetricError
@@ -304,10 +308,10 @@ def _log_probabilities(model: Scorer, lessons: Lessons, *, device: torch.device)
         for at in range(0, len(targets), model.chunk_rows):
             logits = model.logits(states[at : at + model.chunk_rows])
             picked = logits.gather(1, targets[at : at + model.chunk_rows, None]).squeeze(1)
-            parts.append(picked - logits.logsumexp(1))
+            parts.append(logits.logsumexp(1) - picked)
         found = torch.cat(parts).double().cpu().numpy()
     if not np.isfinite(found).all():
-        raise MetricError(f"the log probability of token {int((~np.isfinite(found)).argmax())} is not a finite number")
+        raise MetricError(f"the loss of token {int((~np.isfinite(found)).argmax())} is not a finite number")
     answers = lessons.answers
     sums: Float64 = np.add.reduceat(found, np.cumsum(answers) - answers)
     return sums

@@ -118,7 +118,7 @@ def fit_alpha(rows: Iterable[Row]) -> dict[str, list[float]]:
         means = [_mean(own[each]) for each in weights]
         freedom = sum(len(values) - 1 for values in own.values())
         squares = sum((value - _mean(values)) ** 2 for values in own.values() for value in values)
-        least = student_t(0.5 + LEVEL / 2, freedom) * math.sqrt(2 * squares / freedom / SWEEP_SEEDS)
+        least = student_t(0.5 + LEVEL / 2, freedom) * math.sqrt(2 * squares / freedom / min(map(len, own.values())))
         best = low = high = max(range(len(weights)), key=lambda at: means[at])
         while low > 0 and means[low - 1] >= means[best] - least:
             low -= 1

@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--teachers", default=",".join(TEACHERS))
     options = parser.parse_args()
     teachers = options.teachers.split(",")
-    sets = [_Set(file, options.mpnet, teachers) for file in options.files]
+    sets = [TextSet(file, options.mpnet, teachers) for file in options.files]
     for each in sets:
         each.measure(_trials(teachers) if options.what == "validate" else _tests(teachers), options.what)
     kd_text_tables.write(NAME, teachers=TEACHERS)
@@ -165,7 +165,7 @@ class Part:
         return chosen(setting, scores, {"label": self.labels.astype(np.int32)}, fraction=fraction, seed=seed)
 
 
-class _Set:
+class TextSet:
     """A labelled set with the vectors of both encoders."""
 
     def __init__(self, file: Path, mpnet: Path | None, teachers: list[str]) -> None:
@@ -185,7 +185,7 @@ class _Set:
         for arm in arms if what != "print" else ():
             if not all(finished(NAME, self._config(arm, seed, split)) for seed in range(arm.seeds)):
                 wanted.setdefault(arm.teacher, []).append(arm)
-        part = self._part(split) if wanted else None
+        part = self.part(split) if wanted else None
         for teacher, missing in wanted.items():
             assert part is not None  # noqa: S101 - for the type checker
             self._measure(part, teacher, missing)
@@ -223,7 +223,8 @@ class _Set:
             "seed": seed,
         }
 
-    def _part(self, split: str) -> Part:
+    def part(self, split: str) -> Part:
+        """What is learnt from and asked when `validation` or `test` rows are asked."""
         learnt, asked = (~self._test & ~self._held, self._held) if split == "validation" else (~self._test, self._test)
         vectors = {"minilm": self._vectors("minilm", "default")}
         if "mpnet" in self._teachers:

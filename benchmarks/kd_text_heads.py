@@ -136,7 +136,9 @@ def slope(
     return (1.0 - alpha) * hard + (alpha * temperature) * kind
 
 
-def teach(vectors: Float32, labels: Int64, *, classes: int, fit_included: bool = False) -> Float32:
+def teach(
+    vectors: Float32, labels: Int64, *, classes: int, fit_included: bool = False, heads: int = TEACHER_HEADS
+) -> Float32:
     """What a teacher says of the rows, log-probabilities, float32 (rows, classes).
 
     Args:
@@ -145,6 +147,7 @@ def teach(vectors: Float32, labels: Int64, *, classes: int, fit_included: bool =
         classes: Their number.
         fit_included: Whether the heads that speak of a row have learnt it; else each of `FOLDS` parts is told of by
             heads that learnt the others.
+        heads: That speak together.
     """
     count = len(labels)
     total = np.zeros((count, classes))
@@ -156,7 +159,7 @@ def teach(vectors: Float32, labels: Int64, *, classes: int, fit_included: bool =
     for fold in range(1 if fit_included else FOLDS):
         told = np.flatnonzero(folds == fold)
         learnt = np.arange(count) if fit_included else np.flatnonzero(folds != fold)
-        total[told] = _told(vectors, labels, learnt, told, classes)
+        total[told] = _told(vectors, labels, learnt, told, classes, heads)
     return total.astype(np.float32)
 
 
@@ -164,11 +167,13 @@ def teacher_accuracy(vectors: Float32, labels: Int64, test: Float32, truth: Int6
     """Percent of the test rows that a teacher which learnt all rows gets right."""
     together = np.concatenate([vectors, test])
     padded = np.concatenate([labels, np.zeros(len(test), np.int64)])
-    told = _told(together, padded, np.arange(len(labels)), np.arange(len(labels), len(together)), classes)
+    told = _told(
+        together, padded, np.arange(len(labels)), np.arange(len(labels), len(together)), classes, TEACHER_HEADS
+    )
     return 100 * float((told.argmax(1) == truth).mean())
 
 
-def _told(vectors: Float32, labels: Int64, learnt: Int64, told: Int64, classes: int) -> Float32:
+def _told(vectors: Float32, labels: Int64, learnt: Int64, told: Int64, classes: int, heads: int) -> Float32:
     """Log of the heads' geometric mean, made to sum to one, float32 (told rows, classes)."""
     import torch
 
@@ -184,8 +189,8 @@ def _told(vectors: Float32, labels: Int64, learnt: Int64, told: Int64, classes: 
             seen = head.features(data.vectors(told, torch.device("cpu")))
             found[seed] = head.probabilities(seen).clamp_(min=1e-12).log_()
 
-    each_head(work, TEACHER_HEADS, device="cpu", threads=None)
-    mean = sum(found[seed].double() for seed in range(TEACHER_HEADS)) / TEACHER_HEADS
+    each_head(work, heads, device="cpu", threads=None)
+    mean = sum(found[seed].double() for seed in range(heads)) / heads
     spoken: Float32 = torch.as_tensor(mean).log_softmax(1).float().numpy()
     return spoken
 

@@ -85,7 +85,7 @@ class Models:
         self._named = device
         sources = dict(zip((ORIGINAL, *self.labels), (original, *pruned), strict=True))
         self._specs = {name: ModelSpec(name, source, task="causal", dtype=dtype) for name, source in sources.items()}
-        self._heads: list[Heads] = []
+        self._heads: dict[str, Heads] = {}
         self._check(max_length)
 
     def __enter__(self) -> Self:
@@ -96,8 +96,7 @@ class Models:
 
     def close(self) -> None:
         """Let go of the models."""
-        for heads in self._heads:
-            heads.close()
+        self._close_heads()
         if "worker" in self.__dict__:
             self.worker.close()
 
@@ -132,15 +131,21 @@ class Models:
         return self.worker.load(name, task="causal")
 
     def heads(self, label: str) -> Heads:
-        """The heads of the original and of one damaged version."""
-        found = Heads(self.load(ORIGINAL), self.load(label))
-        self._heads.append(found)
-        return found
+        """The heads of the original and of one damaged version; those of the version before are closed."""
+        if label not in self._heads:
+            self._close_heads()
+            self._heads[label] = Heads(self.load(ORIGINAL), self.load(label))
+        return self._heads[label]
 
     @property
     def facts(self) -> dict[str, dict[str, str]]:
         """Folder name and digest of each model by its name, for a manifest."""
         return {name: {"name": folder.root.resolve().name, "digest": folder.digest} for name, folder in self._dirs}
+
+    def _close_heads(self) -> None:
+        for heads in self._heads.values():
+            heads.close()
+        self._heads.clear()
 
     def _check(self, max_length: int) -> None:
         from datapipe.workers.chat import ChatFormat

@@ -79,6 +79,14 @@ SOURCES = {
         *("metrics/assign.py", "metrics/kmeans.py", "metrics/knn.py", "stages/instruction_vectors.py"),
         *("storage/lists.py", "storage/vectors.py"),
     ],
+    "datapipe.stages.pick.Pick": [
+        *(f"paser/{name}.py" for name in ("allocate", "conflicts", "graph", "ies")),
+        *(f"paser/{name}.py" for name in ("pick", "pick_config", "pick_paper", "pick_shares")),
+        *("metrics/knn.py", "selection/quotas.py", "storage/order.py"),
+    ],
+    "datapipe.stages.export_instructions.ExportInstructions": [
+        *("stages/select.py", "storage/export.py", "storage/parquet.py"),
+    ],
     "datapipe.distill.rewrite_stages.RewriteAnswers": [
         "distill/rewrite_checks.py",
         "distill/rewrite_prompt.py",

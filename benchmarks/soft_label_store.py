@@ -13,7 +13,6 @@ files in the page cache, so that other work on the machine does not count.
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import time
@@ -25,7 +24,8 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.common import record, table
-from datapipe.distill.codec import DenseLabels, TopLabels, encode
+from benchmarks.soft_label_rivals import BATCH, measure_files, measure_lines, random_batches, speed
+from datapipe.distill.codec import encode
 from datapipe.distill.header import SoftLabelHeader, Teacher
 from datapipe.distill.layout import TokenRows, table_of
 from datapipe.distill.losses import targets_of
@@ -33,14 +33,10 @@ from datapipe.distill.store import SoftLabelStore
 from datapipe.distill.writer import SoftLabelWriter, group_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from datapipe.distill.codec import SoftLabels
 
 NAME = "soft_label_store"
-BATCH = 256
 ROWS = 20_480
-LEAST_SECONDS, MOST_SECONDS = 0.3, 1.0
 MODES: dict[int, list[dict[str, Any]]] = {
     10: [{"mode": "dense"}, {"mode": "topk", "k": 3}, {"mode": "sampled", "draws": 20}],
     100: [{"mode": "dense"}, {"mode": "topk", "k": 5}, {"mode": "topk", "k": 16}, {"mode": "sampled", "draws": 50}],
@@ -58,7 +54,8 @@ VOCABULARY: list[dict[str, Any]] = [
     {"mode": "sampled", "draws": 50},
     {"mode": "sampled", "draws": 250},
 ]
-ANSWERS, ANSWER_TOKENS, PROMPT_TOKENS = 16, 24, 40
+ANSWERS, ANSWER_TOKENS, PROMPT_TOKENS = 512, 24, 24
+DENSE_ANSWERS = 24
 
 
 def header_of(level: str, classes: int, mode: dict[str, Any]) -> SoftLabelHeader:
@@ -76,69 +73,6 @@ def header_of(level: str, classes: int, mode: dict[str, Any]) -> SoftLabelHeader
 def ids_of(rows: int) -> Any:
     words = np.random.default_rng(0).integers(0, 1 << 63, (rows, 2)).astype(np.uint64)
     return words[np.argsort(words[:, 0])]
-
-
-def arrays_of(labels: SoftLabels, draws: int | None) -> dict[str, torch.Tensor]:
-    """What one would hand to torch.save, as narrow as it goes."""
-    if isinstance(labels, DenseLabels):
-        return {"log_probabilities": torch.from_numpy(labels.log_probabilities.copy())}
-    if isinstance(labels, TopLabels):
-        return {
-            "ids": torch.from_numpy(labels.ids.astype(np.uint16)),
-            "log_probabilities": torch.from_numpy(labels.log_probabilities.copy()),
-            "tail": torch.from_numpy(labels.tail.copy()),
-        }
-    return {
-        "ids": torch.from_numpy(labels.ids.astype(np.uint16)),
-        "counts": torch.from_numpy(labels.counts.astype(np.uint8 if (draws or 0) < 256 else np.uint16)),
-        "unique": torch.from_numpy(np.diff(labels.offsets).astype(np.uint8)),
-        "entropy": torch.from_numpy(labels.entropy.copy()),
-    }
-
-
-def line_of(labels: SoftLabels, at: int, row_id: str) -> str:
-    """One row as JSON; `labels` are those of the row."""
-    if isinstance(labels, DenseLabels):
-        own: dict[str, Any] = {"log_probabilities": rounded(labels.log_probabilities)}
-    elif isinstance(labels, TopLabels):
-        own = {
-            "ids": labels.ids.tolist(),
-            "log_probabilities": rounded(labels.log_probabilities),
-            "tail": rounded(labels.tail),
-        }
-    else:
-        own = {
-            "ids": labels.ids.tolist(),
-            "counts": labels.counts.tolist(),
-            "unique": np.diff(labels.offsets).tolist(),
-            "entropy": rounded(labels.entropy),
-        }
-    return json.dumps({"row_id": row_id, "row": at, **own}, separators=(",", ":"))
-
-
-def rounded(values: Any) -> Any:
-    return np.round(values.astype(np.float64), 4).tolist()
-
-
-def parsed(line: str) -> list[torch.Tensor]:
-    return [torch.tensor(value) for key, value in json.loads(line).items() if isinstance(value, list)]
-
-
-def speed(step: Callable[[Any], object], pieces: list[Any], sizes: list[int]) -> float:
-    """Rows a second: all pieces at least once and for `LEAST_SECONDS`, or as many as `MOST_SECONDS` allow."""
-    begun, rows = time.process_time(), 0
-    while True:
-        for piece, size in zip(pieces, sizes, strict=True):
-            step(piece)
-            rows += size
-            if (took := time.process_time() - begun) > MOST_SECONDS:
-                return rows / took
-        if (took := time.process_time() - begun) > LEAST_SECONDS:
-            return rows / took
-
-
-def random_batches(rows: int) -> list[Any]:
-    return np.array_split(np.random.default_rng(1).permutation(rows), max(1, rows // BATCH))
 
 
 def measure(
@@ -201,62 +135,6 @@ def bytes_held(path: Path) -> int:
     return sum(group.column(at).total_compressed_size for group in groups for at in range(group.num_columns))
 
 
-def measure_files(folder: Path, header: SoftLabelHeader, labels: SoftLabels, begins: Any) -> dict[str, float]:
-    own = folder / "pt"
-    own.mkdir()
-    rows = len(begins) - 1
-    begun = time.process_time()
-    for start in range(0, rows, BATCH):
-        end = min(rows, start + BATCH)
-        arrays = arrays_of(labels.take(np.arange(begins[start], begins[end])), header.draws)
-        ids = torch.zeros(end - start, 16, dtype=torch.uint8)
-        torch.save({"row_ids": ids, **arrays}, own / f"{start // BATCH}.pt")
-    wrote = time.process_time() - begun
-    paths = [own / f"{at}.pt" for at in range(len(list(own.iterdir())))]
-    total = sum(path.stat().st_size for path in paths)
-
-    def gather(at: Any) -> None:
-        for row in at:
-            torch.load(paths[row // BATCH])
-
-    # A batch of random rows opens a file for each: pieces of 8 rows, or the clock would be looked at too late.
-    pieces = [piece for at in random_batches(rows) for piece in np.array_split(at, max(1, len(at) // 8))]
-    return {
-        "bytes_a_row": total / rows,
-        "bytes_a_position": total / begins[-1],
-        "write_rows_s": rows / wrote,
-        "sequential_rows_s": speed(torch.load, paths, [min(BATCH, rows)] * len(paths)),
-        "random_rows_s": speed(gather, pieces, [len(piece) for piece in pieces]),
-    }
-
-
-def measure_lines(folder: Path, own: list[Any], ids: Any) -> dict[str, float]:
-    path = folder / "labels.jsonl"
-    begun = time.process_time()
-    offsets = []
-    with path.open("w", encoding="ascii") as stream:
-        for row, labels in enumerate(own):
-            offsets.append(stream.tell())
-            stream.write(line_of(labels, row, ids[row].tobytes().hex()) + "\n")
-    wrote = time.process_time() - begun
-    positions = sum(len(labels) for labels in own)
-    with path.open(encoding="ascii") as stream:
-        sequential = speed(parsed, stream.readlines(), [1] * len(own))
-
-        def seek(row: Any) -> None:
-            stream.seek(offsets[row])
-            parsed(stream.readline())
-
-        random = speed(seek, np.random.default_rng(1).permutation(len(own)).tolist(), [1] * len(own))
-    return {
-        "bytes_a_row": path.stat().st_size / len(own),
-        "bytes_a_position": path.stat().st_size / positions,
-        "write_rows_s": len(own) / wrote,
-        "sequential_rows_s": sequential,
-        "random_rows_s": random,
-    }
-
-
 def classes_part(chosen: list[int]) -> None:
     for classes in chosen or MODES:
         rows = ROWS if classes < 1000 else ROWS // 5
@@ -286,7 +164,7 @@ def vocabulary_part(model: str) -> None:
     ids = ids_of(len(sequences))
     for row, logits in enumerate(logits_of(model, sequences, masks)):
         for at, mode in enumerate(VOCABULARY):
-            if mode["mode"] != "dense" or row < 8:
+            if mode["mode"] != "dense" or row < DENSE_ANSWERS:
                 owners, places = np.repeat(ids[row : row + 1], len(logits), axis=0), np.arange(len(logits))
                 header = header_of("token", classes, mode)
                 parts[at].append(encode(logits, header, row_ids=owners, places=places))

@@ -56,7 +56,7 @@ class WriteSoftLabels(SetStage):
     """Write the store and the scores. Memory: the ids of the kept rows, and a row group."""
 
     name: ClassVar[str] = "soft_labels"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     settings: SoftLabelsConfig
 

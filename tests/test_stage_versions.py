@@ -79,6 +79,27 @@ SOURCES = {
         *("metrics/assign.py", "metrics/kmeans.py", "metrics/knn.py", "stages/instruction_vectors.py"),
         *("storage/lists.py", "storage/vectors.py"),
     ],
+    "datapipe.stages.states.States": [
+        *(f"paser/{name}.py" for name in ("bodies", "models", "rendering")),
+        *("storage/parquet.py", "workers/chat.py", "workers/pack.py", "workers/course.py"),
+        *("workers/tasks/causal.py", "workers/encoders/causal.py"),
+    ],
+    "datapipe.stages.damage.Damage": [
+        *(f"paser/{name}.py" for name in ("bodies", "divergence", "heads", "kernels", "models", "rendering", "rows")),
+        *("stages/states.py", "workers/chat.py", "workers/pack.py", "workers/course.py"),
+        *("workers/tasks/causal.py", "workers/encoders/causal.py"),
+    ],
+    "datapipe.stages.alone.Alone": [
+        *(f"paser/{name}.py" for name in ("bodies", "models", "rendering")),
+        *("stages/states.py", "workers/chat.py", "workers/pack.py", "workers/course.py"),
+        *("workers/tasks/causal.py", "workers/encoders/causal.py"),
+    ],
+    "datapipe.stages.survey.Survey": [
+        *(f"paser/{name}.py" for name in ("bodies", "divergence", "heads", "kernels", "models", "rendering", "rows")),
+        *("paser/survey.py", "stages/damage.py", "stages/states.py", "storage/order.py"),
+        *("workers/chat.py", "workers/pack.py", "workers/course.py"),
+        *("workers/tasks/causal.py", "workers/encoders/causal.py"),
+    ],
     "datapipe.stages.pick.Pick": [
         *(f"paser/{name}.py" for name in ("allocate", "conflicts", "graph", "ies")),
         *(f"paser/{name}.py" for name in ("pick", "pick_config", "pick_paper", "pick_shares")),

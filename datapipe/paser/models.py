@@ -8,8 +8,8 @@ without. Raises `ModelError` for models that cannot be compared, `ConfigError` f
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections import Counter
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -169,10 +169,9 @@ class Models:
 
 def labels_of(pruned: Sequence[str]) -> tuple[str, ...]:
     """A name for each damaged version: the last part of its path, numbered where two are alike."""
-    plain = [re.sub(r"[^\w.-]+", "_", Path(source).name) or "pruned" for source in pruned]
-    seen: Counter[str] = Counter({ORIGINAL: 1})
-    names = []
-    for name in plain:
-        seen[name] += 1
-        names.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
-    return tuple(names)
+    names = [ORIGINAL]
+    for source in pruned:
+        plain = re.sub(r"[^\w.-]+", "_", Path(source).name) or "pruned"
+        numbered = (f"{plain}-{number}" for number in itertools.count(2))
+        names.append(next(name for name in itertools.chain([plain], numbered) if name not in names))
+    return tuple(names[1:])

@@ -1,14 +1,19 @@
 """The nearest neighbours of every row and the cosines to them, list by list.
 
-    VectorLists -> for each list: its rows x the rows of the nearest lists, in tiles -> the k best -> (rows, k)
+    VectorLists -> a list x the nearest lists, in tiles -> each product serves its rows and its columns -> (rows, k)
 
 With one list the search is exact. With more, a row is compared with the rows of the `probes` lists whose centroids are
-nearest to that of its own; `measured_recall` says what that costs. Bits: tiles have a fixed shape (filled up with zero
-rows), one thread makes one product, and threads share out whole blocks of rows; so their number changes nothing.
+nearest to that of its own; `measured_recall` says what that costs. A pair of tiles is multiplied once: what reaches a
+row's k-th best so far is merged into it, and the same down the columns. Bits: tiles are cut by the lists alone, one
+thread makes one product, and what is merged is ordered by cosine, then row; so neither the number of threads nor their
+order changes anything.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,12 +29,14 @@ if TYPE_CHECKING:
     from datapipe.storage.arrays import Float32, Int64
     from datapipe.storage.lists import VectorLists
 
-QUERIES = 512
-"""Rows of a block."""
+QUERIES = 1024
+"""Rows of a block on the host; on an accelerator a block is a whole tile."""
 TILE = 2048
 """Rows that a block is compared with in one product."""
 EXACT_ROWS = 200_000
 """Up to so many rows all pairs are compared."""
+_RESIDENT_BYTES = 24 << 30  # bits that an accelerator holds as a whole
+_UPLOADED = 1 << 18  # rows sent to an accelerator at once
 
 
 def neighbour_lists(centroids: Float32, probes: int, *, threads: int | None = None) -> Int64:
@@ -73,15 +80,11 @@ def nearest_cosines(
 ) -> Float32:
     """Return the cosines of each row to its k nearest neighbours, greatest first, float32 (rows, k), in row order.
 
-    As `nearest_neighbours`, without saying who they are.
+    As `nearest_neighbours`, without saying who they are; memory 8 * k bytes a row.
     """
-    found = np.full((len(lists.rows), k), np.nan, np.float32)
-
-    def keep(rows: Int64, cosines: Float32, _places: Int64) -> None:
-        found[rows] = cosines
-
-    _search(lists, near, keep, k=k, device=device, threads=threads, tick=tick)
-    return found
+    search = _Search(lists, near, k=k, named=False, device=device)
+    search.run(threads, tick)
+    return search.cosines()
 
 
 def nearest_neighbours(
@@ -96,7 +99,8 @@ def nearest_neighbours(
     """Return the k nearest neighbours of each row and the cosines to them, int64 and float32 (rows, k), in row order.
 
     Greatest cosine first. A row is no neighbour of its own, a copy of it is. Where fewer than k rows can be compared,
-    -1 and NaN fill up. Time rows * rows compared * dim; memory 12 * k bytes a row and two tiles a thread.
+    -1 and NaN fill up. Time rows * rows compared * dim, half of it where lists compare each other; memory 24 * k bytes
+    a row and three tiles a thread.
 
     Args:
         lists: The vectors.
@@ -109,15 +113,9 @@ def nearest_neighbours(
     Raises:
         MetricError: k is out of range.
     """
-    found = np.full((len(lists.rows), k), np.nan, np.float32)
-    who = np.full((len(lists.rows), k), -1, np.int64)
-
-    def keep(rows: Int64, cosines: Float32, places: Int64) -> None:
-        found[rows] = cosines
-        who[rows] = np.where(np.isfinite(cosines), lists.rows[places], -1)
-
-    _search(lists, near, keep, k=k, device=device, threads=threads, tick=tick)
-    return who, found
+    search = _Search(lists, near, k=k, named=True, device=device)
+    search.run(threads, tick)
+    return search.names(), search.cosines()
 
 
 def measured_recall(approximate: Float32, exact: Float32) -> float:
@@ -137,70 +135,142 @@ def measured_recall(approximate: Float32, exact: Float32) -> float:
     return min(hits / max(int(known.sum()), 1), 1.0)
 
 
-def _search(
-    lists: VectorLists,
-    near: Int64,
-    keep: Callable[[Int64, Float32, Int64], None],
-    *,
-    k: int,
-    device: str,
-    threads: int | None,
-    tick: Callable[[int], None] | None,
-) -> None:
-    """Hand each block's rows, cosines and neighbours' places to `keep`."""
-    if not 1 <= k <= TILE:
-        raise MetricError(f"k counts neighbours, 1 <= k <= {TILE}; got {k}")
-    blocks = _blocks(lists)
+@dataclass(eq=False)
+class _Search:
+    """The k best of every row so far, into which threads merge what they find.
 
-    def work(at: int) -> None:
-        number, places = blocks[at]
-        keep(lists.rows[places], *_best(lists, places, near[number], k, device))
-        if tick is not None:
-            tick(places.stop - places.start)
+    Attributes:
+        lists: The vectors.
+        near: Lists to compare each list with.
+        k: Neighbours.
+        named: Whether it is kept who they are.
+        device: Torch device.
+    """
 
-    run_blocks(work, len(blocks), device=device, threads=threads)
+    lists: VectorLists
+    near: Int64
+    k: int
+    named: bool
+    device: str
+    _best: torch.Tensor = field(init=False)
+    _who: torch.Tensor = field(init=False)
+    _rows: torch.Tensor = field(init=False)
+    _resident: tuple[torch.Tensor, torch.Tensor] | None = field(init=False, default=None)
+    _starts: list[int] = field(init=False)
+    _locks: list[Lock] = field(init=False)
+
+    def __post_init__(self) -> None:
+        import torch
+
+        if not 1 <= self.k <= TILE:
+            raise MetricError(f"k counts neighbours, 1 <= k <= {TILE}; got {self.k}")
+        rows = len(self.lists.rows)
+        self._best = torch.full((rows, self.k), -torch.inf, device=self.device)
+        self._who = torch.full((rows if self.named else 0, self.k), -1, dtype=torch.int64, device=self.device)
+        self._rows = torch.from_numpy(self.lists.rows).to(self.device)
+
+    def run(self, threads: int | None, tick: Callable[[int], None] | None) -> None:
+        """Compare every list with those that it is near to and those that are near to it."""
+        _ = self.lists.scales  # before threads ask for it
+        if self.device != "cpu" and self.lists.codes.nbytes <= _RESIDENT_BYTES:
+            self._resident = _on_device(self.lists, self.device)
+        compared = [set(row) for row in self.near.tolist()]
+        others: list[set[int]] = [set() for _ in compared]
+        for one, row in enumerate(compared):
+            for other in row:
+                others[min(one, other)].add(max(one, other))
+        tiles = [_cut(self.lists, number, TILE) for number in range(len(self.lists))]
+        self._starts = [tile.start for parts in tiles for tile in parts]
+        self._locks = [Lock() for _ in self._starts]
+        step = QUERIES if self.device == "cpu" else TILE
+        blocks = [(one, queries) for one in range(len(self.lists)) for queries in _cut(self.lists, one, step)]
+
+        def work(at: int) -> None:
+            one, queries = blocks[at]
+            vectors = self._units(queries)
+            for other in sorted(others[one]):
+                down, across = other in compared[one], one in compared[other]
+                for tile in tiles[other]:
+                    if tile.stop > queries.start:
+                        self._compare(vectors, queries, tile, rows=down, columns=across)
+            if tick is not None:
+                tick(queries.stop - queries.start)
+
+        run_blocks(work, len(blocks), device=self.device, threads=threads)
+
+    def cosines(self) -> Float32:
+        """Of each row to its neighbours, greatest first, float32 (rows, k); NaN where there are fewer."""
+        values: Float32 = self._best.cpu().numpy()
+        return np.where(np.isfinite(values), np.clip(values, -1.0, 1.0), np.float32(np.nan))
+
+    def names(self) -> Int64:
+        """The neighbours, int64 (rows, k); -1 where there are fewer."""
+        who: Int64 = self._who.where(self._best.isfinite(), -1).cpu().numpy()
+        return who
+
+    def _compare(self, vectors: torch.Tensor, queries: slice, tile: slice, *, rows: bool, columns: bool) -> None:
+        """Multiply some rows with the rest of a tile, and let the rows, the columns or both learn of it."""
+        import torch
+
+        start = max(tile.start, queries.start)
+        cosines = vectors @ self._units(slice(start, tile.stop)).T
+        if start == queries.start:
+            cosines.fill_diagonal_(-torch.inf)
+        if rows:
+            hits = (~(cosines.amax(dim=1) < self._least(queries))).nonzero()[:, 0]
+            self._merge(queries, hits, cosines[hits], start)
+        # Among the queries themselves the rows have learnt of both sides.
+        first = max(start, queries.stop)
+        if columns and first < tile.stop:
+            rest, part = slice(first, tile.stop), cosines[:, first - start :]
+            hits = (~(part.amax(dim=0) < self._least(rest))).nonzero()[:, 0]
+            self._merge(rest, hits, part.index_select(1, hits).T.contiguous(), queries.start)
+
+    def _least(self, places: slice) -> torch.Tensor:
+        """The k-th best so far, float32 (places,). It only rises: one that has grown old lets through too much."""
+        return self._best[self._rows[places], -1]
+
+    def _merge(self, places: slice, hits: torch.Tensor, cosines: torch.Tensor, start: int) -> None:
+        """Let the rows at `places[hits]` know of the cosines (hits, columns) to what stands from `start` on."""
+        import torch
+
+        if not len(hits):
+            return
+        rows = self._rows[places][hits]
+        found = cosines.topk(min(self.k, cosines.shape[1]), dim=1)
+        with self._locks[bisect_right(self._starts, places.start) - 1]:
+            values = torch.cat([self._best[rows], found.values], dim=1)
+            if not self.named:
+                self._best[rows] = values.topk(self.k, dim=1).values
+                return
+            who = torch.cat([self._who[rows], self._rows[found.indices + start]], dim=1)
+            order = who.argsort(dim=1)
+            values, who = values.gather(1, order), who.gather(1, order)
+            order = values.argsort(dim=1, descending=True, stable=True)[:, : self.k]
+            self._best[rows], self._who[rows] = values.gather(1, order), who.gather(1, order)
+
+    def _units(self, places: slice) -> torch.Tensor:
+        """The vectors at some places, float32 (places, dim), on the device."""
+        import torch
+
+        if self._resident is None:
+            return torch.from_numpy(self.lists.unit(places)).to(self.device)
+        bits, scales = self._resident
+        return bits[places].float() * scales[places, None]
 
 
-def _blocks(lists: VectorLists) -> list[tuple[int, slice]]:
-    """Blocks of at most `QUERIES` places of one list."""
-    bounds = zip(lists.offsets[:-1].tolist(), lists.offsets[1:].tolist(), strict=True)
-    return [
-        (number, slice(start, min(start + QUERIES, end)))
-        for number, (low, end) in enumerate(bounds)
-        for start in range(low, end, QUERIES)
-    ]
+def _cut(lists: VectorLists, number: int, rows: int) -> list[slice]:
+    """The places of a list, at most `rows` at a time."""
+    low, end = int(lists.offsets[number]), int(lists.offsets[number + 1])
+    return [slice(start, min(start + rows, end)) for start in range(low, end, rows)]
 
 
-def _best(lists: VectorLists, places: slice, near: Int64, k: int, device: str) -> tuple[Float32, Int64]:
-    """The k greatest cosines of the rows at `places` and where they stand, (places, k); NaN and 0 where fewer are."""
+def _on_device(lists: VectorLists, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The vectors as they are, bfloat16 (rows, dim), and what makes them unit vectors, float32 (rows,)."""
     import torch
 
-    rows = places.stop - places.start
-    queries = _padded(lists, places, QUERIES, device)
-    best = torch.full((QUERIES, k), -torch.inf, device=device)
-    where = torch.zeros((QUERIES, k), dtype=torch.int64, device=device)
-    for number in near.tolist():
-        low, end = int(lists.offsets[number]), int(lists.offsets[number + 1])
-        for start in range(low, end, TILE):
-            tile = slice(start, min(start + TILE, end))
-            cosines = queries @ _padded(lists, tile, TILE, device).T
-            cosines[:, tile.stop - tile.start :] = -torch.inf
-            first, last = max(places.start, tile.start), min(places.stop, tile.stop)
-            if first < last:
-                own = torch.arange(first, last, device=device)
-                cosines[own - places.start, own - tile.start] = -torch.inf
-            top = cosines.topk(k, dim=1)
-            both = torch.cat([best, top.values], dim=1).topk(k, dim=1)
-            best, where = both.values, torch.cat([where, top.indices + start], dim=1).gather(1, both.indices)
-    values: Float32 = best[:rows].cpu().numpy()
-    known = np.isfinite(values)
-    cosines_found = np.where(known, np.clip(values, -1.0, 1.0), np.float32(np.nan))
-    return cosines_found, np.where(known, where[:rows].cpu().numpy(), 0)
-
-
-def _padded(lists: VectorLists, places: slice, rows: int, device: str) -> torch.Tensor:
-    import torch
-
-    tile = torch.zeros(rows, lists.codes.shape[1])
-    tile[: places.stop - places.start] = torch.from_numpy(lists.unit(places))
-    return tile.to(device)
+    bits = torch.empty(lists.codes.shape, dtype=torch.bfloat16, device=device)
+    for start in range(0, len(bits), _UPLOADED):
+        part = np.ascontiguousarray(lists.codes[start : start + _UPLOADED])
+        bits[start : start + _UPLOADED] = torch.from_numpy(part).view(torch.bfloat16).to(device)
+    return bits, torch.from_numpy(lists.scales).to(device)

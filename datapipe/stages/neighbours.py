@@ -55,10 +55,10 @@ class NeighboursConfig:
 
 @dataclass(frozen=True)
 class ScoreNeighbours(DeviceStage):
-    """Search, then score. Memory: 4 * k + 28 bytes a row, the sample of the centroids, and tiles."""
+    """Search, then score. Memory: 8 * k + 28 bytes a row, the sample of the centroids, and tiles."""
 
     name: ClassVar[str] = "score"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     settings: NeighboursConfig
 

@@ -54,6 +54,40 @@ def test_threads_change_no_bit(tmp_path: Path) -> None:
     assert one.tobytes() == nearest_cosines(lists, near, k=K, threads=3).tobytes()
 
 
+def test_threads_change_no_name_where_many_neighbours_are_equally_near(tmp_path: Path) -> None:
+    vectors = np.repeat(some(900), 6, axis=0)
+    lists = listed(vectors, np.random.default_rng(2).integers(0, 4, len(vectors)).astype(np.int32), tmp_path / "lists")
+    near = np.array([[0, 1, 2], [1, 0, 3], [2, 3, 1], [3, 2, 0]])
+    one = nearest_neighbours(lists, near, k=4, threads=1)
+    for _ in range(3):
+        several = nearest_neighbours(lists, near, k=4, threads=4)
+        assert [part.tobytes() for part in several] == [part.tobytes() for part in one]
+    np.testing.assert_array_equal(nearest_cosines(lists, near, k=4, threads=2), one[1])
+
+
+def test_a_list_is_compared_with_those_it_names_and_with_no_list_that_only_names_it(tmp_path: Path) -> None:
+    vectors, assigned = some(), np.random.default_rng(2).integers(0, 4, ROWS).astype(np.int32)
+    near = np.array([[0, 1], [1, 3], [2, 0], [3, 2]])
+    who, cosines = nearest_neighbours(listed(vectors, assigned, tmp_path / "lists"), near, k=K)
+    wide = decode(encode(vectors)).astype(np.float64)
+    wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+    every = wide @ wide.T
+    every[~(near[assigned][:, :, None] == assigned).any(axis=1)] = -np.inf
+    np.fill_diagonal(every, -np.inf)
+    np.testing.assert_array_equal(who, np.argsort(-every, axis=1)[:, :K])
+    np.testing.assert_allclose(cosines, -np.sort(-every, axis=1)[:, :K], atol=1e-6)
+
+
+def test_a_vector_without_length_is_at_a_right_angle_to_all(tmp_path: Path) -> None:
+    vectors = some(40)
+    vectors[7] = 0
+    bits = codes(encode(vectors))
+    lists = build_lists([bits], np.zeros(40, np.int32), lists=1, dim=DIM, path=tmp_path / "lists")
+    found = nearest_cosines(lists, np.zeros((1, 1), np.int64), k=K)
+    assert found[7].tolist() == [0.0] * K
+    assert np.isfinite(found).all()
+
+
 def test_neighbours_are_named_with_their_cosines_in_whichever_list_they_stand(tmp_path: Path) -> None:
     vectors = some()
     assigned = np.random.default_rng(2).integers(0, 5, ROWS).astype(np.int32)

@@ -121,8 +121,11 @@ def ask(worker: Worker, model: str, texts: Sequence[tuple[str, str]], *, hidden:
 def _rounded(hidden: Sequence[Float32], dim: int) -> NDArray[np.uint16]:
     import torch
 
-    flat = torch.from_numpy(np.concatenate([np.empty(0, np.float32), *hidden]))
-    rounded: NDArray[np.uint16] = flat.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+    ends = np.cumsum([0, *(len(each) for each in hidden)]).tolist()
+    flat = torch.empty(ends[-1], dtype=torch.bfloat16)
+    for each, start in zip(hidden, ends, strict=False):
+        flat[start : start + len(each)] = torch.from_numpy(each)
+    rounded: NDArray[np.uint16] = flat.view(torch.int16).numpy().view(np.uint16)
     return rounded.reshape(-1, dim)
 
 

@@ -8,6 +8,7 @@ by exactly nothing. Raises `ModelError`.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +83,10 @@ class Heads:
         from datapipe.workers.encoders.transfer import to_device, to_host
 
         one, other = self._sides
-        targets = to_device(ids.astype(np.int64), one.device)
-        with torch.inference_mode():
+        # Kernels run on the current device, which a thread has to be told.
+        there = torch.cuda.device(one.device) if one.device.type == "cuda" else nullcontext()
+        with torch.inference_mode(), there:
+            targets = to_device(ids.astype(np.int64), one.device)
             try:
                 found = token_divergence(one.head, other.head, one.states(states_o), other.states(states_p), targets)
             except MetricError as error:

@@ -43,7 +43,7 @@ class Models:
     Args:
         original: Folder or cached hub id.
         pruned: The same of each damaged version; at least one.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`; of several, bodies run on all and heads on the first.
         dtype: Precision of the bodies and heads; logits and all after them are float32.
         max_length: Tokens of prompt and answer; longer rows lose the beginning of the prompt first. Never more than the
             models have positions.
@@ -73,7 +73,7 @@ class Models:
         max_length: int = MAX_LENGTH,
         token_budget: int | None = None,
     ) -> None:
-        from datapipe.workers.device import resolve_device
+        from datapipe.workers.device import resolve_devices
         from datapipe.workers.spec import ModelSpec
 
         if not pruned:
@@ -81,7 +81,7 @@ class Models:
         if max_length < 2:  # noqa: PLR2004 - a token, and one that follows
             raise ConfigError(f"max_length must be at least 2 tokens, got {max_length}")
         self.labels = labels_of(pruned)
-        self._device, self._dtype, self._budget = resolve_device(device), dtype, token_budget
+        self._device, self._dtype, self._budget = resolve_devices(device)[0], dtype, token_budget
         self._named = device
         sources = dict(zip((ORIGINAL, *self.labels), (original, *pruned), strict=True))
         self._specs = {name: ModelSpec(name, source, task="causal", dtype=dtype) for name, source in sources.items()}

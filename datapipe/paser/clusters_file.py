@@ -9,18 +9,20 @@ and the eigenvalues. Equal clusters have equal bytes. Raises `IntegrityError` fo
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from datapipe.errors import IntegrityError, VectorError
 from datapipe.paser.graph import nearest_among
+from datapipe.storage.vectors import normalise
 
 if TYPE_CHECKING:
-    import os
-
     from datapipe.paser.clusters import Clusters
     from datapipe.storage.arrays import Float32, Float64, Int64
 
@@ -31,6 +33,8 @@ VOTERS = 15
 FORMAT = 1
 _HALF = 16
 _AT_ONCE = 1024
+_SAME = 1e-5
+"""Float32 sums of a few hundred products take a row's cosine with itself this far from 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +56,11 @@ class KnownRows:
         """Number of clusters."""
         return int(self.shares.shape[1])
 
+    @cached_property
+    def _directions(self) -> Float32:
+        """The known vectors at the length that bfloat16 took from them: a row's cosine with itself is 1."""
+        return normalise(self.base)[0]
+
     def assign(self, vectors: Float32) -> tuple[Int64, Float32]:
         """Cluster and memberships of new rows, int64 (rows,) and float32 (rows, k), by their nearest known rows.
 
@@ -71,15 +80,20 @@ class KnownRows:
         shares = np.empty((len(vectors), self.k), np.float32)
         for start in range(0, len(vectors), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
-            nearest, cosines = nearest_among(self.base, vectors[part], k=min(VOTERS, len(self.base)))
+            asked, _ = normalise(vectors[part])
+            nearest, cosines = nearest_among(self._directions, asked, k=min(VOTERS, len(self.base)))
             weights = np.maximum(cosines, 0.0) ** 4 + np.float32(1e-9)
-            weights[cosines[:, 0] >= 1.0 - 1e-6, 1:] = 0.0
+            weights[cosines[:, 0] >= 1.0 - _SAME, 1:] = 0.0
             shares[part] = np.einsum("ij,ijk->ik", weights / weights.sum(1, keepdims=True), self.shares[nearest])
         return shares.argmax(1).astype(np.int64), shares
 
 
 def save_clusters(clusters: Clusters, to: str | os.PathLike[str] | BinaryIO) -> None:
     """Write what `load_clusters` reads: 2 * dim + 4 * k bytes a distinct row, or 4 * (dim + k) where they need it."""
+    if isinstance(to, (str, os.PathLike)):
+        with Path(to).open("wb") as file:
+            save_clusters(clusters, file)
+        return
     bits = np.ascontiguousarray(clusters.base).view(np.uint32)
     exact = not (bits & np.uint32(0xFFFF)).any()
     np.savez(
@@ -100,9 +114,15 @@ def load_clusters(source: str | os.PathLike[str] | bytes) -> KnownRows:
     Raises:
         IntegrityError: It is no such file, or a newer one.
     """
-    name = "the file of clusters" if isinstance(source, bytes) else str(source)
+    if not isinstance(source, bytes):
+        with Path(source).open("rb") as file:
+            return _read(file, str(source))
+    return _read(io.BytesIO(source), "the file of clusters")
+
+
+def _read(file: BinaryIO, name: str) -> KnownRows:
     try:
-        with np.load(io.BytesIO(source) if isinstance(source, bytes) else source, allow_pickle=False) as found:
+        with np.load(file, allow_pickle=False) as found:
             form, base, shares = int(found["format"]), found["base"], found["shares"]
             eigenvalues = found["eigenvalues"]
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:

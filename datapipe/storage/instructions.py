@@ -38,6 +38,8 @@ _NAMES = {
     "response": ("response", "output", "answer", "completion"),
     "messages": ("messages", "conversations", "conversation"),
 }
+_SOURCE = "source"
+_SOURCE_CHARS = 200
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
 _TURN = ["user", "assistant"]
 
@@ -51,7 +53,7 @@ class PoolColumns:
         response: The human answer.
         input: What it is asked about; may be null or empty in a row.
         messages: Whole conversations.
-        source: Where a row comes from; None for the name of its file.
+        source: Where a row comes from, read as it prints; None for the name of its file.
         others: Shapes of other files of the pool, for rows in which these columns are null.
     """
 
@@ -65,7 +67,7 @@ class PoolColumns:
     @property
     def texts(self) -> tuple[str, ...]:
         """The columns that must hold strings."""
-        return tuple(name for name in (self.instruction, self.input, self.response, self.source) if name is not None)
+        return tuple(name for name in (self.instruction, self.input, self.response) if name is not None)
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -97,13 +99,14 @@ def columns_of(names: Sequence[str], asked: PoolColumns | None = None) -> PoolCo
 
     Args:
         names: Of the source's columns.
-        asked: Columns named by the user; these are taken, and the rest is looked for.
+        asked: Columns named by the user; these are taken, and the rest is looked for. A column `source` says where
+            rows come from.
 
     Raises:
         ColumnError: A named column is absent, or there are neither instructions and responses nor conversations.
     """
     given = asked or PoolColumns()
-    for role in (*_NAMES, "source"):
+    for role in (*_NAMES, _SOURCE):
         name = getattr(given, role)
         if name is not None and name not in names:
             raise ColumnError(f"{role} column {name!r} is not in the pool; its columns are {', '.join(names)}")
@@ -115,15 +118,16 @@ def columns_of(names: Sequence[str], asked: PoolColumns | None = None) -> PoolCo
         if asking is not None and answer is not None
     ]
     talks = [PoolColumns(messages=name) for name in found["messages"]]
+    source = given.source or (_SOURCE if _SOURCE in names else None)
     if given.messages is not None:
-        return replace(talks[0], source=given.source)
+        return replace(talks[0], source=source)
     if not shapes and not talks:
         raise ColumnError(
             f"the pool has no instructions with responses and no conversations; its columns are {', '.join(names)}. "
             "Name them: --instruction-column and --response-column, or --messages-column"
         )
     first, *others = [*shapes, *talks]
-    return replace(first, source=given.source, others=tuple(others))
+    return replace(first, source=source, others=tuple(others))
 
 
 def _usual(asked: str | None, usual: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -150,6 +154,8 @@ def read_pairs(
     for shape in shapes:
         _check_types(table.schema, shape)
     wanted = dict.fromkeys(name for each in shapes for name in (*each.texts, *each.needed))
+    if columns.source is not None:
+        wanted[columns.source] = None
     pairs: list[Pair] = []
     refused: Refused = {}
     for place, row in enumerate(table.select(list(wanted)).to_pylist()):
@@ -160,7 +166,7 @@ def read_pairs(
             refused[place] = told
         elif isinstance(found, Pair):
             stated = row[columns.source] if columns.source is not None else None
-            pairs.append(replace(found, source=stated if stated is not None else source))
+            pairs.append(replace(found, source=source if stated is None else str(stated)[:_SOURCE_CHARS]))
     return pairs, refused
 
 

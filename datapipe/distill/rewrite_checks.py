@@ -98,6 +98,8 @@ _MARKED = (
 )
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?")
 _FENCE = re.compile(r"```[ \t]*([\w+-]*)[^\n]*\n(.*?)```", re.DOTALL)
+_STATEMENTS = (ast.Assign, ast.AugAssign, ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.For, ast.Call)
+"""What prose never parses to; `word` and `a, b` are expressions, and Python too."""
 _EDGES = " \t\n.,;:!?\"'`*_()[]{}$"
 
 
@@ -268,12 +270,6 @@ def _holds_python(text: str) -> bool:
     return any(_is_python(piece) for piece in _pieces(text, frozenset({"", "python", "py", "python3"})))
 
 
-@cache
-def _statements() -> tuple[type[ast.AST], ...]:
-    """Statements that prose never parses to; `word` and `a, b` are expressions, and Python too."""
-    return (ast.Assign, ast.AugAssign, ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.For, ast.Call)
-
-
 def _is_python(text: str) -> bool:
     if len(text) > _CODE:
         return False
@@ -283,7 +279,7 @@ def _is_python(text: str) -> bool:
             tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    return any(isinstance(node, _statements()) for node in ast.walk(tree))
+    return any(isinstance(node, _STATEMENTS) for node in ast.walk(tree))
 
 
 def _script(text: str) -> str | None:

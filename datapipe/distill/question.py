@@ -93,10 +93,12 @@ class Question:
             raise ColumnError(f"{folder} has vectors alone, which no classifier takes: the teacher can be head")
 
     def _check_causal(self, columns: Mapping[str, str | None]) -> None:
-        if len(self.teachers) > 1:
+        if HEAD in self.teachers:
+            raise ConfigError("head tells classes apart, and a causal teacher tells tokens: they cannot be averaged")
+        if len(self.teachers) > 1 and self.url is not None:
             raise ConfigError(
-                f"a causal teacher judges alone, and {len(self.teachers)} are named: whole distributions over a "
-                "vocabulary do not leave the device, so they cannot be averaged; give one"
+                f"{len(self.teachers)} causal teachers are averaged over whole vocabularies on their device: run them "
+                "in this process, without workers, or give one"
             )
         if columns["text"] is None and self.response_column is None:
             raise ColumnError("a causal teacher needs texts, and the run has none: name the response_column")

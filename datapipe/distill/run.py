@@ -122,7 +122,7 @@ def soft_labels(  # noqa: PLR0913 - the run and its teachers; the rest by keywor
         run: Folder of a finished run.
         teacher: `head` (trained on the run's vectors and labels), a classifier or a causal language model (a folder, a
             cached hub id, or a name at the server), or several of them: the mean of their log probabilities, normalised
-            again. Several causal models, or a causal one among others, are refused.
+            again; causal models then have one tokenizer, and run in this process.
         top_k: Store the k most probable classes and the mass of the rest.
         dense: Store every class.
         sampled: Store so many draws. Default: dense up to 128 classes, else the 32 most probable, and 64 draws a token.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from datapipe.distill.codec import log_softmax
+from datapipe.distill.header import Teacher
 from datapipe.distill.labels import class_places
 from datapipe.errors import ItemError, SoftLabelError, WorkerError
 from datapipe.storage.rowid import ids_to_hex
@@ -24,13 +25,16 @@ if TYPE_CHECKING:
     from datapipe.distill.labels import LabelMap
     from datapipe.storage.arrays import Float32, Float64, Ids, Int64
     from datapipe.workers.protocol import Item, Result, Worker
+    from datapipe.workers.spec import ModelSpec
 
 __all__ = [
     "IMAGE_BATCH",
+    "CausalTeachers",
     "ClassifierTeacher",
     "RowBatch",
     "RowTeacher",
     "ask",
+    "open_causal",
     "open_worker",
     "shown_name",
 ]
@@ -84,8 +88,53 @@ def shown_name(model: str) -> str:
     return folder.resolve().name if folder.is_dir() else model
 
 
-def open_worker(url: str | None, *, device: str, images: bool, threads: int | None = None) -> Any:
-    """Return the worker that runs teachers: the server at `url`, else one of this process.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CausalTeachers:
+    """Causal language models, loaded, that speak as one.
+
+    Attributes:
+        worker: Runs them; to be closed.
+        model: What they are called there.
+        loaded: Them, on its device.
+        teachers: Name and digest of each.
+    """
+
+    worker: Any
+    model: str
+    loaded: Any
+    teachers: tuple[Teacher, ...]
+
+
+def open_causal(models: Sequence[str], *, url: str | None, device: str, threads: int | None = None) -> CausalTeachers:
+    """Load causal teachers; several speak as the mean of their log probabilities, normalised again, in this process.
+
+    Raises:
+        ModelError: One cannot be loaded, or they read different tokens.
+    """
+    from datapipe.workers.folder import resolve
+    from datapipe.workers.spec import ModelSpec, spec_of
+
+    first, *others = models
+    spec = None
+    if others:
+        called = " + ".join(shown_name(each) for each in models)
+        spec = ModelSpec(called, first, task="teach", beside=tuple(others))
+    model = first if spec is None else spec.name
+    worker = open_worker(url, device=device, images=False, threads=threads, model=spec)
+    try:
+        loaded = worker.load(model, task="teach")
+        digests = [resolve(spec_of(each)).digest for each in models] if others else [str(loaded.digest)]
+    except BaseException:
+        worker.close()
+        raise
+    teachers = tuple(Teacher(shown_name(each), digest) for each, digest in zip(models, digests, strict=True))
+    return CausalTeachers(worker=worker, model=model, loaded=loaded, teachers=teachers)
+
+
+def open_worker(
+    url: str | None, *, device: str, images: bool, threads: int | None = None, model: ModelSpec | None = None
+) -> Any:
+    """Return the worker that runs teachers: the server at `url`, else one of this process, which knows `model`.
 
     Raises:
         ConfigError: The URL is none, or this machine has no such device.
@@ -100,7 +149,7 @@ def open_worker(url: str | None, *, device: str, images: bool, threads: int | No
     own = threads if resolve_device(device).type == "cpu" else None
     if images:
         return LocalWorker(device=device, threads=own, token_budget=_ANY_TOKENS, max_items=IMAGE_BATCH)
-    return LocalWorker(device=device, threads=own)
+    return LocalWorker(() if model is None else (model,), device=device, threads=own)
 
 
 def ask(worker: Worker, task: str, items: Sequence[Item], *, model: str, ids: Ids) -> list[Result]:

@@ -15,7 +15,7 @@ from datapipe.distill.earlier import need_digest, wider_stage
 from datapipe.distill.head_teacher import HEAD, HeadSettings, HeadTeacher
 from datapipe.distill.header import SoftLabelHeader, Teacher
 from datapipe.distill.labels import read_label_map
-from datapipe.distill.teachers import ClassifierTeacher, open_worker, shown_name
+from datapipe.distill.teachers import ClassifierTeacher, open_causal, open_worker
 from datapipe.errors import ColumnError, SoftLabelError
 from datapipe.pipeline import StageOutput
 from datapipe.stages.proxy import RowInputs, class_names
@@ -82,6 +82,7 @@ class Lesson:
         question.check(folder, self._columns, causal=self._causal, vectors=self._vector_stage is not None)
         self._teachers: tuple[RowTeacher, ...] = ()
         self._loaded: Any = None
+        self._model = ""
         try:
             self.header = self._token_header() if self._causal else self._row_header()
         except BaseException:
@@ -239,15 +240,15 @@ class Lesson:
     def _token_header(self) -> SoftLabelHeader:
         from datapipe.embedding.text import tokenizer_digest
 
-        asked, model = self.question, self.question.teachers[0]
-        self._worker = open_worker(asked.url, device=self._device, images=False, threads=self._settings.threads)
-        self._loaded = self._worker.load(model, task="teach")
+        asked, threads = self.question, self._settings.threads
+        found = open_causal(asked.teachers, url=asked.url, device=self._device, threads=threads)
+        self._worker, self._loaded, self._model = found.worker, found.loaded, found.model
         return SoftLabelHeader(
             level="token",
             classes=int(self._loaded.dim),
-            teachers=(Teacher(shown_name(model), str(self._loaded.digest)),),
+            teachers=found.teachers,
             preprocessing=digest_of({"content": "tokens", "columns": self._own_columns()}),
-            tokenizer=tokenizer_digest(asked.tokenizer or model),
+            tokenizer=tokenizer_digest(asked.tokenizer or asked.teachers[0]),
             seed=asked.seed,
             **asked.mode(int(self._loaded.dim), "token"),
         )
@@ -283,7 +284,7 @@ class Lesson:
             digests=(str(self._loaded.digest),),
             bits=dict(self._loaded.bits),
             worker=self._worker,
-            model=self.question.teachers[0],
+            model=self._model,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from collections import OrderedDict
@@ -36,7 +37,7 @@ class LoadedModel:
 
     Attributes:
         spec: What was asked for.
-        digest: SHA-256 of the model's files.
+        digest: SHA-256 of the model's files; with models beside it, of the digests of all.
         device: Where it computes.
         dtype: In which precision.
         task: The three steps.
@@ -176,7 +177,12 @@ def _load(spec: ModelSpec, device: torch.device) -> LoadedModel:
     if device.type == "cuda":
         _settle(device)
     _log.info("model %s: %s loaded on %s as %s, %d bytes", spec.name, folder.root, device, dtype, task.nbytes)
-    return LoadedModel(spec, folder.digest, device, dtype, task, arithmetic(device, dtype))
+    return LoadedModel(spec, _digest(spec, folder), device, dtype, task, arithmetic(device, dtype))
+
+
+def _digest(spec: ModelSpec, folder: ModelFolder) -> str:
+    others = [resolve(spec_of(source)).digest for source in spec.beside]
+    return hashlib.sha256("".join([folder.digest, *others]).encode()).hexdigest() if others else folder.digest
 
 
 def _precision(task: type[Task], spec: ModelSpec, folder: ModelFolder, device: torch.device) -> DtypeName:

@@ -30,6 +30,7 @@ class ModelSpec:
         dtype: Precision of the computation. `auto` follows the hardware, never a timing: bfloat16 on CUDA and on
             processors with AMX-BF16 or AVX512-BF16, float32 elsewhere.
         max_length: Tokens after which a text is cut; None takes what the model states. Never more than its positions.
+        beside: Sources of further models, whose word counts as much as this one's; for the task `teach`.
 
     Raises:
         ConfigError: A field is empty or out of range.
@@ -42,6 +43,7 @@ class ModelSpec:
     task: str = "embed"
     dtype: DtypeName = "auto"
     max_length: int | None = None
+    beside: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name or not self.source or "\0" in self.source:
@@ -52,6 +54,8 @@ class ModelSpec:
             raise ConfigError(f"the dtype of model {self.name} must be one of {', '.join(_DTYPES)}. Got {self.dtype!r}")
         if self.max_length is not None and self.max_length < 1:
             raise ConfigError(f"the max_length of model {self.name} must be at least 1. Got {self.max_length}")
+        if self.beside and self.task != "teach":
+            raise ConfigError(f"several models together can teach, model {self.name} is for the task {self.task!r}")
         if self.revision is not None and self.source.startswith(EMBEDDED_PREFIX):
             raise ConfigError(f"model {self.name} is embedded and has no revisions. Got revision {self.revision!r}")
 

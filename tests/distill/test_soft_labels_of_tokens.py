@@ -9,9 +9,10 @@ import polars as pl
 import pytest
 
 import datapipe
+from datapipe.distill.codec import log_softmax
 from datapipe.distill.layout import digest_tokens
 from datapipe.embedding.text import tokenizer_digest
-from datapipe.errors import ColumnError, ConfigError, SoftLabelError
+from datapipe.errors import ColumnError, ConfigError, ModelError, SoftLabelError
 from datapipe.storage.rowid import ids_to_arrow
 from datapipe.workers.http.app import create_app
 from datapipe.workers.spec import ModelSpec
@@ -61,9 +62,9 @@ def curate(out: Path, *, keep: float = 0.5, **options: Any) -> Any:
     return datapipe.curate(ROWS, out=out, keep=keep, **given)
 
 
-def said(teacher: str, run: Path, *, prompt: bool, **wants: int) -> list[TokenTeaching]:
+def said(teacher: str, run: Path, *, prompt: bool, rows: int = 20, **wants: int) -> list[TokenTeaching]:
     """What the teacher says of the kept rows, in the order of the store."""
-    kept = pl.read_parquet(run / "kept.parquet")
+    kept = pl.read_parquet(run / "kept.parquet").head(rows)
     items = [
         TeachItem(row["output"], row["instruction"] if prompt else "", row["row_id"], **wants)
         for row in kept.to_dicts()
@@ -124,6 +125,37 @@ def test_a_narrower_budget_reads_the_tokens_of_a_wider_one(
     assert found.facts["rows"] == 8
 
 
+def test_several_causal_teachers_are_averaged_over_the_whole_vocabulary(
+    run: Path, teacher: str, tmp_path: Path
+) -> None:
+    text_folder(tmp_path, "llama", mapping="MODEL_FOR_CAUSAL_LM_MAPPING", num_hidden_layers=1, hidden_size=48)
+    both = [teacher, str(tmp_path)]
+    found = datapipe.soft_labels(run, teacher=both, top_k=4, device="cpu", **COLUMNS)
+    labels: Any = found.store(tokenizer=tokenizer_digest(teacher)).read(np.arange(3)).labels
+    alone = [
+        np.concatenate([whole(each) for each in said(model, run, prompt=True, rows=3, k=30_522)]) for model in both
+    ]
+    mean = log_softmax(np.mean(alone, axis=0))
+    assert labels.log_probabilities == pytest.approx(np.sort(mean, axis=1)[:, :-5:-1], abs=2e-2)
+    assert labels.log_probabilities == pytest.approx(np.take_along_axis(mean, labels.ids, axis=1), abs=2e-2)
+    assert [each["name"] for each in found.facts["header"]["teachers"]] == ["llama", tmp_path.name]
+    assert found.facts["header"]["teachers"][0]["digest"] != found.facts["header"]["teachers"][1]["digest"]
+
+
+def whole(found: TokenTeaching) -> Any:
+    """Log probabilities of all tokens in the order of their ids, float64 (scored, vocabulary)."""
+    ids = found.ids.reshape(len(found.tail), -1)
+    values = np.empty(ids.shape)
+    np.put_along_axis(values, ids.astype(np.int64), found.values.reshape(ids.shape), axis=1)
+    return values
+
+
+def test_teachers_of_other_tokens_are_not_averaged(run: Path, teacher: str, tmp_path: Path) -> None:
+    text_folder(tmp_path, "llama", mapping="MODEL_FOR_CAUSAL_LM_MAPPING", bare=True)
+    with pytest.raises(ModelError, match=r"read different tokens .* cannot be averaged token by token"):
+        datapipe.soft_labels(run, teacher=[teacher, str(tmp_path)], device="cpu", **COLUMNS)
+
+
 def test_a_teacher_behind_a_server_gives_the_same_labels(run: Path, teacher: str) -> None:
     here = datapipe.soft_labels(run, teacher=teacher, sampled=16, device="cpu", **COLUMNS)
     near = here.store().read(np.arange(20))
@@ -142,8 +174,10 @@ def test_what_a_causal_teacher_cannot_do_is_refused(run: Path, teacher: str, tmp
     def asked(**options: Any) -> Any:
         return datapipe.soft_labels(run, **({"teacher": teacher, "device": "cpu"} | options))
 
-    with pytest.raises(ConfigError, match="a causal teacher judges alone, and 2 are named"):
-        asked(teacher=[teacher, "another"])
+    with pytest.raises(ConfigError, match="head tells classes apart, and a causal teacher tells tokens"):
+        asked(teacher=[teacher, "head"])
+    with pytest.raises(ConfigError, match="2 causal teachers are averaged over whole vocabularies on their device"):
+        asked(teacher=[teacher, "another"], task="causal", workers="http://127.0.0.1:1")
     with pytest.raises(ColumnError, match=r"response_column 'answer' is not in kept\.parquet; its columns are row_id"):
         asked(response_column="answer")
     with pytest.raises(ConfigError, match=r"read from kept\.parquet: take rows='kept'"):

@@ -11,7 +11,7 @@ import torch
 
 from datapipe.distill.codec import draw_points, encode, entropies, log_softmax
 from datapipe.distill.header import SoftLabelHeader, Teacher
-from datapipe.errors import ItemError, WorkerError
+from datapipe.errors import ConfigError, ItemError, WorkerError
 from datapipe.workers.spec import ModelSpec
 from datapipe.workers.tasks.teach import TeachItem, TokenTeaching
 from datapipe.workers.wire import from_arrow, to_arrow
@@ -154,3 +154,8 @@ def test_a_teacher_whose_logits_are_no_numbers_is_refused(tmp_path: Path, items:
         causal.model._body.norm.weight.data[3] = float("nan")
         with pytest.raises(WorkerError, match="what follows a token of item 0 of the batch is not finite"):
             worker.run("teach", wanting(items[:1], k=2), model="m")
+
+
+def test_several_models_together_can_teach_and_nothing_else(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="several models together can teach, model m is for the task 'causal'"):
+        ModelSpec("m", str(folder), task="causal", beside=("another",))

@@ -5,6 +5,9 @@ TeachItem -> prepare (as the causal task) -> TaughtTokens -> forward (body, then
 A text of n tokens has n x vocabulary logits; they never leave the device. What comes back is, at each scored token,
 either the k most probable tokens and the mass of the rest, or the tokens drawn at given points of the unit interval
 (`datapipe.distill.codec.draw_points`: of the row's id, the place and a seed alone), with the entropy of the whole.
+
+Several models of one tokenizer speak together as the mean of their log probabilities, normalised again: that is the
+distribution of the mean of their logits, since what a model's logits lack of log probabilities is one number a place.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self, cast
 
 import numpy as np
 
-from datapipe.errors import ItemError
+from datapipe.errors import ItemError, ModelError
 from datapipe.workers.tasks.causal import CausalItem
 
 if TYPE_CHECKING:
@@ -104,6 +107,7 @@ class TeachTask:
 
     Args:
         base: The `CausalTask` of the model.
+        beside: Those of further models, which read the same tokens.
 
     Attributes:
         dim: Tokens of the vocabulary, over which every distribution runs.
@@ -115,9 +119,9 @@ class TeachTask:
     item_type: ClassVar[type] = TeachItem
     result_type: ClassVar[type] = TokenTeaching
 
-    def __init__(self, base: CausalTask) -> None:
-        self._base = base
-        self.padded, self.nbytes = base.padded, base.nbytes
+    def __init__(self, base: CausalTask, *, beside: Sequence[CausalTask] = ()) -> None:
+        self._base, self._models = base, [base.model, *(task.model for task in beside)]
+        self.padded, self.nbytes = base.padded, sum(model.nbytes for model in self._models)
         self.dim = self.vocabulary = base.model.vocabulary
 
     @classmethod
@@ -155,10 +159,27 @@ class TeachTask:
 
     @classmethod
     def open(cls, folder: ModelFolder, *, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Self:
-        """Load a causal language model for this task alone. Raises `ModelError` if the folder holds none."""
+        """Load a causal language model for this task alone, and those beside it; texts are cut to what all can read.
+
+        Raises:
+            ModelError: A folder holds none, or their tokenizers or vocabularies differ; names both.
+        """
+        from datapipe.workers.folder import resolve
+        from datapipe.workers.spec import spec_of
         from datapipe.workers.tasks.causal import CausalTask
 
-        return cls(CausalTask.open(folder, spec=spec, device=device, dtype=dtype))
+        base = CausalTask.open(folder, spec=spec, device=device, dtype=dtype)
+        beside = []
+        for other in (resolve(spec_of(source)) for source in spec.beside):
+            own = CausalTask.open(other, spec=spec, device=device, dtype=dtype)
+            if _tokens(own) != _tokens(base):
+                raise ModelError(
+                    f"models {folder.name} and {other.name} read different tokens ({base.model.vocabulary:,} and "
+                    f"{own.model.vocabulary:,}, or other ones): what they say cannot be averaged token by token"
+                )
+            base.max_length = min(base.max_length, own.max_length)
+            beside.append(own)
+        return cls(base, beside=beside)
 
     def prepare(self, item: TeachItem) -> TaughtTokens:
         """Tokenise one item; see `prepare_many`."""
@@ -197,15 +218,14 @@ class TeachTask:
         """
         import torch
 
-        model = self._base.model
         with torch.inference_mode():
-            states = model.hidden([each.text.ids for each in batch])
+            states = [model.hidden([each.text.ids for each in batch]) for model in self._models]
             ends = np.cumsum([each.length for each in batch]).tolist()
             found = []
             for place, (end, each) in enumerate(zip(ends, batch, strict=True)):
                 scored = each.text.scored
-                own = states[end - 1 - len(scored) : end - 1]
-                parts = self._taught(own, scored, each.item)
+                own = slice(end - 1 - len(scored), end - 1)
+                parts = self._taught([part[own] for part in states], scored, each.item)
                 if not np.isfinite(parts[1]).all() or np.isnan(parts[0]).any():
                     raise FloatingPointError(f"what follows a token of item {place} of the batch is not finite")
                 found.append(parts)
@@ -217,7 +237,7 @@ class TeachTask:
         return TokenTeaching(text.ids, text.begin, *raw, text.total, text.total > text.length)
 
     def _taught(
-        self, states: torch.Tensor, scored: Int32, item: TeachItem
+        self, states: Sequence[torch.Tensor], scored: Int32, item: TeachItem
     ) -> tuple[Float32, Float32, Int32, Float32, Float32]:
         """Of one item, chunk by chunk of its places."""
         import torch
@@ -227,19 +247,33 @@ class TeachTask:
         if not len(scored):
             none = np.empty(0, np.float32)
             return none, none, np.empty(0, np.int32), none, none
-        model, targets = self._base.model, to_device(scored.astype(np.int64), states.device)
+        targets = to_device(scored.astype(np.int64), states[0].device)
         points = _points(item, len(scored))
-        step = max(1, model.chunk_rows // 4)  # beside the logits stand their exponentials, and sums in float64
+        step = max(
+            1, self._models[0].chunk_rows // 4
+        )  # beside the logits stand their exponentials, and sums in float64
         rows = []
         for at in range(0, len(scored), step):
             chunk = slice(at, at + step)
-            logits = model.logits(states[chunk])
+            logits = self._logits([part[chunk] for part in states])
             logits -= logits.amax(1, keepdim=True)
             rows.append(_reduced(logits, targets[chunk], item.k, None if points is None else points[chunk]))
         own, entropy, ids, values, tail = (torch.cat(parts) for parts in zip(*rows, strict=True))
         numbers = (to_host(each.float()) for each in (own, entropy, values.flatten(), tail))
         log_probabilities, entropies, kept, rest = numbers
         return log_probabilities, entropies, to_host(ids.flatten()).astype(np.int32), kept, rest
+
+    def _logits(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Mean of the models' logits, float32 (places, vocabulary), in the memory of the first one's."""
+        first, *others = (model.logits(own) for model, own in zip(self._models, states, strict=True))
+        for logits in others:
+            first += logits
+        return first.div_(len(states)) if others else first
+
+
+def _tokens(task: CausalTask) -> tuple[int, bytes]:
+    """What the tokens of two models must have in common."""
+    return task.model.vocabulary, task.folder.path("tokenizer.json").read_bytes()
 
 
 def _reduced(logits: torch.Tensor, targets: torch.Tensor, k: int, points: Float64 | None) -> tuple[torch.Tensor, ...]:

@@ -45,7 +45,7 @@ class RecoveryConfig:
             conflicts.
         clusters: Skills; None finds how many there are. A `ClusterConfig` says everything.
         survey: Measure the damage on a sample of each skill, until its share of the budget is known, not on all rows;
-            rows that were not measured are chosen by the cost alone. Excludes `ifd` and `top_jsd`.
+            rows that were not measured count as the mean of their skill. Excludes `ifd` and `top_jsd`.
         rule: What orders the rows of a skill under `ours`: `ies`, `jsd`, `length`, `random` or `power:ALPHA`.
         power: A skill's share of the budget goes with its damage to this power, >= 0.
         even: Part of the budget that follows the skills' sizes instead, 0 ... 1.

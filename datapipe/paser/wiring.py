@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from datapipe.paser.models import Models
+from datapipe.paser.told import reasons
 from datapipe.stages.alone import Alone
 from datapipe.stages.atlas import Atlas, AtlasConfig
 from datapipe.stages.damage import Damage
@@ -169,6 +170,7 @@ class RecoveryWiring:
                 seed=self.config.seed,
                 method=self.config.pick.method,
                 budget=self.config.budget_in_words,
+                reasons=reasons(self.config.pick, survey=self.config.survey),
                 unit="tokens" if self.config.keep_tokens is not None else "rows",
                 original=facts["original"]["name"],
                 original_digest=facts["original"]["digest"],

@@ -48,6 +48,7 @@ class RecoveryReportConfig:
         seed: Seeds sample and map.
         method: How rows are chosen.
         budget: What was asked for, in words.
+        reasons: How rows are chosen, a sentence each.
         unit: What the budget counts.
         original: Name of the original model.
         original_digest: Digest of its files.
@@ -60,6 +61,7 @@ class RecoveryReportConfig:
     seed: int
     method: str
     budget: str
+    reasons: tuple[str, ...]
     unit: Literal["rows", "tokens"]
     original: str
     original_digest: str
@@ -181,7 +183,10 @@ class _Gatherer:
             ),
             counts=self._counts(),
             strategy=StrategyFacts(
-                name=settings.method, budget=settings.budget, warnings=tuple(pick.get("warnings") or ())
+                name=settings.method,
+                budget=settings.budget,
+                why=settings.reasons,
+                warnings=tuple(pick.get("warnings") or ()),
             ),
             scores=tally.histogram(metric="damage", higher="more damage"),
             strata=tally.strata(),

@@ -3,8 +3,8 @@
     kinds of soft labels, temperatures, weights -> validation rows -> the best of each attempt -> test rows, once
 
 Run: python -m benchmarks.kd_text_attempts validate|test|print FILE.parquet... An attempt is a group of kinds; its
-setting is chosen by the mean gain over labels alone over all sets, as in `kd_text`. `reference` rows are every method's
-with labels alone on the validation rows; those on test rows are of `kd_text`. Losers stay in the results.
+setting is chosen by the mean over all sets, as in `kd_text`. Rows of the teacher `none` are every method's with labels
+alone on validation rows; those on test rows are of `kd_text`. Losers stay in the results.
 """
 
 from __future__ import annotations
@@ -49,9 +49,8 @@ def main() -> None:
             part = TextSet(file, None, ["minilm"]).part(split)
             sweeps = list(_trials() if split == "validation" else _chosen())
             measure(NAME, part, {"dataset": file.stem}, sweeps, seeds=seeds, recipe=HeadRecipe())
-    print(common.table(NAME))
-    for row in verdicts():
-        print(row)
+    common.write_rows(f"{NAME}_verdicts", verdicts())
+    print(common.table(NAME), common.table(f"{NAME}_verdicts"), sep="\n\n")
 
 
 def _trials() -> Iterable[Sweep]:
@@ -80,23 +79,38 @@ def choice(attempt: str) -> tuple[str, float, float]:
 
 
 def verdicts() -> list[Row]:
-    """Of each attempt and set: its mean on test rows against the best method with labels alone."""
-    plain: dict[tuple[str, str], list[float]] = {}
-    for row in common.rows("kd_text"):
-        if row["split"] == "test" and row["teacher"] == "none" and row["fraction"] == FRACTION:
-            plain.setdefault((row["dataset"], row["method"]), []).append(row["accuracy"])
+    """Of each set and attempt: the chosen setting, its mean on both splits, and the best method with labels alone."""
+    rows = common.rows(NAME)
     found = []
-    for row in common.rows(NAME):
-        if row["split"] == "test":
-            rivals = {method: float(np.mean(own)) for (name, method), own in plain.items() if name == row["dataset"]}
-            best = max(rivals, key=lambda method: rivals[method])
-            mean = interval(row["accuracies"][0])
-            told = {key: row[key] for key in ("dataset", "teacher", "temperature", "alphas")}
-            told |= {"accuracy": round(mean.mean, 2), "half_width": round(mean.high - mean.mean, 2)}
-            found.append(
-                {**told, "best_without": f"{best} {rivals[best]:.2f}", "gap": round(mean.mean - rivals[best], 2)}
-            )
+    for dataset in sorted({row["dataset"] for row in rows}):
+        own = [row for row in rows if row["dataset"] == dataset]
+        rival, best = _best_without(dataset)
+        for attempt in ATTEMPTS:
+            kind, temperature, alpha = choice(attempt)
+            about = {"teacher": kind, "temperature": temperature}
+            at = f"alpha_{100 * alpha:g}"
+            cells = [row for row in own if at in row and about.items() <= row.items()]
+            by_split = {row["split"]: row for row in cells}
+            told = {"dataset": dataset, "attempt": attempt, **about, "alpha": alpha}
+            told["validation"] = by_split["validation"][at] if "validation" in by_split else None
+            if "test" in by_split:
+                mean = interval(by_split["test"]["accuracies"][0])
+                told["test"] = f"{mean.mean:.2f} ± {mean.high - mean.mean:.2f}"
+                told |= {"best_without": f"{rival} {best:.2f}", "gap": round(mean.mean - best, 2)}
+            found.append(told)
     return found
+
+
+def _best_without(dataset: str) -> tuple[str, float]:
+    """The method with the greatest mean test accuracy with labels alone, and that accuracy."""
+    plain: dict[str, list[float]] = {}
+    for row in common.rows("kd_text"):
+        about = (row["dataset"], row["split"], row["teacher"], row["fraction"])
+        if about == (dataset, "test", "none", FRACTION):
+            plain.setdefault(row["method"], []).append(row["accuracy"])
+    means = {method: float(np.mean(values)) for method, values in plain.items()}
+    best = max(means, key=lambda method: means[method])
+    return best, means[best]
 
 
 if __name__ == "__main__":

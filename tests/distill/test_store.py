@@ -129,6 +129,18 @@ def large(tmp_path: Path) -> Path:
     return tmp_path / "s.parquet"
 
 
+def test_what_hardly_shrinks_lies_uncompressed_where_a_row_is_large(tmp_path: Path) -> None:
+    compressed = {}
+    for level in ("row", "token"):
+        head = header(level=level, mode="sampled", classes=20, draws=40)
+        group = pq.read_metadata(written(tmp_path / level, head, some_table(head, 50))).row_group(0)
+        columns = [group.column(at) for at in range(group.num_columns)]
+        compressed[level] = {each.path_in_schema for each in columns if each.compression == "ZSTD"}
+    assert compressed["row"] - compressed["token"] == {"teacher_ids", "position_entropy"}
+    assert {"teacher_counts", "teacher_unique"} < compressed["token"]
+    assert "row_id" not in compressed["row"] | compressed["token"]
+
+
 def test_a_file_larger_than_the_memory_is_read_by_row_group(large: Path) -> None:
     store, whole = SoftLabelStore(large, memory=20 << 20), SoftLabelStore(large)
     order = np.random.default_rng(1).permutation(9000)[:300]

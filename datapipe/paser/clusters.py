@@ -1,42 +1,39 @@
-"""Skills of an instruction pool: a spectral clustering that scales, and the cluster of a row that comes later.
+"""Skills of an instruction pool: clusters of its vectors at any scale, and the cluster of a row that comes later.
 
-    vectors -> distinct -> neighbours -> affinity -> eigenvectors -> how many -> labels -> memberships
+    vectors -> distinct -> neighbours -> affinity -> labels and memberships (`labelling`) -> numbered by size
 
 As PASER's manifold clustering of instructions (arXiv 2502.12594, section 3.2, "S2RIC"), with choices of our own where
-the paper is silent or cannot scale: a sparse graph, the symmetric Laplacian, and the number of clusters by the eigengap
-and by how well clusterings of resampled rows agree. Raises `ConfigError` and `VectorError`.
+the paper is silent or cannot scale: a sparse graph, which smooths the vectors or whose eigenvectors stand for them, and
+a number of clusters that is found. Raises `ConfigError` and `VectorError`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from datapipe.errors import ConfigError
-from datapipe.paser.clusters_file import VOTERS, KnownRows
+from datapipe.paser.clusters_file import KnownRows
 from datapipe.paser.graph import (
     AFFINITIES,
     Affinity,
     dense_affinity,
     distinct,
     gaussian_affinity,
-    nearest_among,
     neighbours,
     umap_affinity,
 )
+from datapipe.paser.labelling import LEAST_CLUSTERS, MOST_CLUSTERS, by_eigenvectors, by_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from datapipe.paser.spectrum import Spectrum
     from datapipe.storage.arrays import Float32, Float64, Int64
 
-LEAST_CLUSTERS, MOST_CLUSTERS = 4, 64
-_CANDIDATES = 3
-_RESAMPLED = 5
-_SHARE = 0.8
+Labels = Literal["ward", "symnmf", "kmeans"]
+LABELS: tuple[str, ...] = get_args(Labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +44,10 @@ class ClusterConfig:
         k: Clusters; None finds them between 4 and `most`.
         most: Clusters at most where they are to be found, 4 ... 64.
         neighbours: Of each row in the graph, >= 2.
-        affinity: `umap`, `gaussian` or `paper_dense`.
-        labels: `symnmf`, as the paper, or `kmeans` on the eigenvectors.
+        affinity: `gaussian`, `umap` or `paper_dense`.
+        labels: `ward`, a tree over smoothed vectors; `symnmf`, as the paper, or `kmeans`, on the eigenvectors.
+        steps: How often `ward` smooths the vectors over the graph, >= 0.
+        fine: Fine clusters that `ward` joins, at most; more are slower and no better.
         exact_rows: Distinct rows up to which neighbours are exact.
         probes: Lists searched above that.
         seed: Of every draw.
@@ -57,8 +56,10 @@ class ClusterConfig:
     k: int | None = None
     most: int = MOST_CLUSTERS
     neighbours: int = 15
-    affinity: Affinity = "umap"
-    labels: Literal["symnmf", "kmeans"] = "symnmf"
+    affinity: Affinity = "gaussian"
+    labels: Labels = "ward"
+    steps: int = 8
+    fine: int = 400
     exact_rows: int = 200_000
     probes: int = 32
     seed: int = 0
@@ -128,23 +129,17 @@ def cluster(
     if len(base) <= max(config.neighbours, 2 * LEAST_CLUSTERS) or config.k == 1:
         return _one(vectors, base)
     graph, recall = _graph(base, config, device=device, threads=threads, tell=tell)
-    most = min(config.k or max(config.most, LEAST_CLUSTERS), len(base) // 2)
-    tell("eigenvectors")
-    spectrum = _spectrum(graph, pairs=most + (config.k is None), config=config, threads=threads)
-    tell("clusters")
-    k, stability = (config.k, {}) if config.k else _how_many(spectrum, most, seed=config.seed)
-    base_labels, base_shares = _labelled(graph, spectrum, base, k, config)
-    order = np.argsort(-np.bincount(base_labels[place], minlength=k), kind="stable")
-    shares: Float32 = base_shares[:, order].astype(np.float32)
-    labels = shares.argmax(1).astype(np.int64)
+    made = (by_tree if config.labels == "ward" else by_eigenvectors)(graph, base, config, threads=threads, tell=tell)
+    order = np.argsort(-np.bincount(made.labels[place], minlength=made.shares.shape[1]), kind="stable")
+    shares: Float32 = made.shares[:, order].astype(np.float32)
     return Clusters(
-        labels=labels[place],
+        labels=np.argsort(order)[made.labels][place],
         shares=shares[place],
-        coordinates=spectrum.coordinates(k)[place].astype(np.float32),
-        eigenvalues=spectrum.values,
-        stability=stability,
+        coordinates=made.coordinates[place],
+        eigenvalues=made.eigenvalues,
+        stability=made.stability,
         recall=recall,
-        components=spectrum.components,
+        components=made.components,
         base=base,
         base_shares=shares,
     )
@@ -153,6 +148,10 @@ def cluster(
 def _check(config: ClusterConfig) -> None:
     if config.affinity not in AFFINITIES:
         raise ConfigError(f"affinity must be one of {', '.join(AFFINITIES)}. Got {config.affinity!r}")
+    if config.labels not in LABELS:
+        raise ConfigError(f"labels must be one of {', '.join(LABELS)}. Got {config.labels!r}")
+    if config.steps < 0 or config.fine < 1:
+        raise ConfigError(f"smoothing takes steps >= 0 and fine >= 1 clusters; got {config.steps} and {config.fine}")
     if config.k is not None and config.k < 1:
         raise ConfigError(f"k counts clusters, k >= 1; got {config.k}")
     if config.neighbours < 2:  # noqa: PLR2004 - one neighbour makes chains, not a graph
@@ -196,87 +195,3 @@ def _graph(
     tell("affinity")
     made = umap_affinity(found) if config.affinity == "umap" else gaussian_affinity(found)
     return made, found.recall
-
-
-def _spectrum(graph: Any, *, pairs: int, config: ClusterConfig, threads: int | None) -> Spectrum:
-    from datapipe.paser.spectrum import smallest_eigenpairs
-
-    # What is smaller than a fraction of an even share is no skill of the pool, and each would cost a direction.
-    least = max(config.neighbours + 1, graph.shape[0] // (10 * pairs))
-    return smallest_eigenpairs(graph, pairs=pairs, least_rows=least, seed=config.seed, threads=threads)
-
-
-def _how_many(spectrum: Spectrum, most: int, *, seed: int) -> tuple[int, dict[int, float]]:
-    """The number of clusters: of the widest relative gaps of the spectrum the one whose clusters agree best.
-
-    The gap after k eigenvalues is (l_(k+1) - l_k) / l_(k+1). The k of the widest are tried, each on resampled rows.
-    """
-    values = spectrum.values
-    tried = np.arange(LEAST_CLUSTERS, min(most, len(values) - 1) + 1)
-    gaps = (values[tried] - values[tried - 1]) / np.maximum(values[tried], 1e-12)
-    candidates = np.sort(tried[np.argsort(-gaps, kind="stable")[:_CANDIDATES]])
-    stability = {int(k): _agreement(spectrum, int(k), seed=seed) for k in candidates}
-    best = max(stability, key=lambda k: (round(stability[k], 2), k))
-    return best, stability
-
-
-def _agreement(spectrum: Spectrum, k: int, *, seed: int) -> float:
-    """Mean adjusted Rand index (Hubert & Arabie 1985) between clusterings of random four fifths of the rows."""
-    from sklearn.metrics import adjusted_rand_score
-
-    rows = np.flatnonzero(spectrum.whole)
-    draws = np.random.Generator(np.random.Philox(seed + 1))
-    unit = _unit(spectrum.vectors[rows, :k])
-    found = []
-    for turn in range(_RESAMPLED):
-        some = np.sort(draws.permutation(len(rows))[: int(_SHARE * len(rows))])
-        found.append(_nearest(unit, _centres(unit[some], k, seed=seed + turn)))
-    pairs = [(one, other) for at, one in enumerate(found) for other in found[at + 1 :]]
-    return float(np.mean([adjusted_rand_score(one, other) for one, other in pairs]))
-
-
-def _labelled(graph: Any, spectrum: Spectrum, base: Float32, k: int, config: ClusterConfig) -> tuple[Int64, Float64]:
-    from datapipe.paser.symnmf import memberships
-
-    rows = np.flatnonzero(spectrum.whole)
-    unit = _unit(spectrum.vectors[rows, :k])
-    inner = _nearest(unit, _centres(unit, k, seed=config.seed))
-    whole = graph[rows][:, rows] if len(rows) < graph.shape[0] else graph
-    if config.labels == "symnmf":
-        shares = memberships(whole, inner, k=k)
-    else:
-        shares = np.zeros((len(rows), k))
-        shares[np.arange(len(rows)), inner] = 1.0
-    found = np.zeros((graph.shape[0], k))
-    found[rows] = shares
-    left = np.flatnonzero(~spectrum.whole)
-    if len(left):
-        nearest, _ = nearest_among(base[rows], base[left], k=min(VOTERS, len(rows)))
-        found[left] = shares[nearest].mean(1)
-    return found.argmax(1).astype(np.int64), found
-
-
-def _unit(rows: Float64) -> Float32:
-    """Rows at unit length (Ng, Jordan & Weiss 2002), float32; a zero row points along the first axis."""
-    sizes = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
-    unit = np.divide(rows, sizes, out=np.zeros_like(rows), where=sizes > 0)
-    unit[sizes[:, 0] == 0, 0] = 1.0
-    found: Float32 = unit.astype(np.float32)
-    return found
-
-
-def _centres(unit: Float32, k: int, *, seed: int) -> Float32:
-    from datapipe.metrics.kmeans import spherical_kmeans
-
-    return spherical_kmeans(unit, k=k, seed=seed, iterations=50)
-
-
-def _nearest(unit: Float32, centres: Float32) -> Int64:
-    from datapipe.metrics.assign import Assigner
-    from datapipe.metrics.pool import ChunkPool
-
-    pool = ChunkPool()
-    try:
-        return Assigner(centres, pool=pool).assign(unit)[1].astype(np.int64)
-    finally:
-        pool.close()

@@ -44,7 +44,7 @@ def chain(rows: int = 300, parts: int = 1) -> Any:
 
 
 @pytest.mark.parametrize("affinity", ["umap", "gaussian", "paper_dense"])
-@pytest.mark.parametrize("labels", ["symnmf", "kmeans"])
+@pytest.mark.parametrize("labels", ["ward", "symnmf", "kmeans"])
 def test_groups_are_found_by_every_affinity(affinity: Any, labels: Any) -> None:
     vectors, truth = grouped()
     found = cluster(vectors, ClusterConfig(k=GROUPS, affinity=affinity, labels=labels))

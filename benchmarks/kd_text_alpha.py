@@ -94,8 +94,8 @@ def fit() -> None:
         rests = (
             f"{TITLES[dataset]}{f' with {noise:.0%} of wrong labels' if noise else ''}: random rows, a linear head on "
             f"frozen text vectors, a teacher of the same vectors that has not seen the row it judges, temperature "
-            f"{TEMPERATURE:g}; {SEEDS} seeds at each of {len(ALPHAS)} weights, validation rows; the best that never rises "
-            "with the fraction, and the ends are the weights that 95% intervals do not tell from the best"
+            f"{TEMPERATURE:g}; {SEEDS} seeds at each of {len(ALPHAS)} weights, validation rows; the best that never "
+            "rises with the fraction, and the ends are the weights that 95% intervals do not tell from the best"
         )
         classes = own[0]["classes"]
         points = falling(own, fit_alpha(_long(own)))

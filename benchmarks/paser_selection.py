@@ -37,7 +37,15 @@ TRAINED_TOKENS = {"cpu": 8_192, "cuda": 1_500_000}
 """Tokens of the timed piece of training; a tenth as many are trained first, untimed."""
 COLUMNS = [
     *("way", "rows", "seconds", "rows_per_second", "measured", "response_tokens", "of_training"),
-    *("pool_seconds", "vectors_seconds", "skills_seconds", "states_seconds", "damage_seconds", "survey_seconds"),
+    *(
+        "opening_seconds",
+        "pool_seconds",
+        "vectors_seconds",
+        "skills_seconds",
+        "states_seconds",
+        "damage_seconds",
+        "survey_seconds",
+    ),
     *("pick_seconds", "exported_seconds", "hardware"),
 ]
 
@@ -71,7 +79,7 @@ def _pool(path: Path, count: int | None, scratch: Path) -> Path:
 
 
 def _selection(asked: argparse.Namespace, pool: Path, scratch: Path) -> tuple[Row, Row]:
-    """Run the stages once from nothing. Loading of the models is part of the stage that first asks for them."""
+    """Run the stages once from nothing; a model is loaded by the stage that first asks for it. `opening` is imports."""
     from datapipe.executors.local import LocalExecutor
     from datapipe.paser.models import Models
     from datapipe.pipeline import Pipeline
@@ -84,11 +92,12 @@ def _selection(asked: argparse.Namespace, pool: Path, scratch: Path) -> tuple[Ro
         Models(asked.original, [asked.pruned], device=asked.device, max_length=asked.max_length) as models,
         LocalWorker(device=asked.device) as embedder,
     ):
+        opening = time.perf_counter() - begun
         pipeline = Pipeline(_stages(source, models, embedder, asked))
         found = pipeline.run(StageStore(scratch / "stages"), LocalExecutor(), scratch=scratch / "scratch")
         seconds = time.perf_counter() - begun
         config = _config(asked, source.digests({}), models)
-    timed = _timed(pipeline.timings) | {"seconds": seconds}
+    timed = _timed(pipeline.timings) | {"seconds": seconds, "opening_seconds": opening}
     return config, timed | _counted(found, seconds)
 
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 LN_2 = math.log(2.0)
-_ROWS_AT_ONCE = 64
-"""Rows that the host works on at a time: their logits stay in its cache."""
+_ENTRIES_AT_ONCE = 1 << 18
+"""Logits of a model that the host works on at a time: they and all that is made of them stay in its cache."""
 
 
 class Head(Protocol):
@@ -125,29 +125,38 @@ def rows_divergence(logits_o: torch.Tensor, logits_p: torch.Tensor, targets: tor
         from datapipe.paser.kernels import rows_divergence as on_gpu
 
         return on_gpu(logits_o, logits_p, targets)
-    starts = range(0, len(targets), _ROWS_AT_ONCE)
-    pieces = [(logits_o[at : at + _ROWS_AT_ONCE], logits_p[at : at + _ROWS_AT_ONCE], at) for at in starts]
-    found = [_plain(one, other, targets[at : at + _ROWS_AT_ONCE]) for one, other, at in pieces]
+    step = max(1, _ENTRIES_AT_ONCE // logits_o.shape[1])
+    # New memory for every intermediate would cost more than what is computed in it.
+    scratch = torch.empty((6, min(step, len(targets)), logits_o.shape[1]))
+    pieces = [slice(at, at + step) for at in range(0, len(targets), step)]
+    found = [_plain(logits_o[piece], logits_p[piece], targets[piece], scratch) for piece in pieces]
     return torch.cat([*found, torch.empty((0, len(columns())))])
 
 
-def _plain(logits_o: torch.Tensor, logits_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _plain(
+    logits_o: torch.Tensor, logits_p: torch.Tensor, targets: torch.Tensor, scratch: torch.Tensor
+) -> torch.Tensor:
     import torch
 
-    a, b = logits_o.log_softmax(1), logits_p.log_softmax(1)
-    p, q, apart = a.exp(), b.exp(), a - b
-    # softplus(-d) is softplus(d) - d; both from the tail that does not overflow.
-    tail = torch.log1p(torch.exp(-apart.abs()))
-    jsd = (0.5 * p * (LN_2 - tail - (-apart).clamp_min(0)) + 0.5 * q * (LN_2 - tail - apart.clamp_min(0))).sum(1)
+    a, b, p, q, apart, tail = scratch[:, : len(targets)]
+    torch.log_softmax(logits_o, 1, out=a)
+    torch.log_softmax(logits_p, 1, out=b)
     picked = targets.unsqueeze(1)
+    losses = [-each.gather(1, picked).squeeze(1) for each in (a, b)]
+    torch.exp(a, out=p)
+    torch.exp(b, out=q)
+    torch.sub(a, b, out=apart)
+    # softplus(d) is max(d, 0) + log1p(exp(-|d|)), whose exponential does not overflow; a and b are free from here on.
+    torch.abs(apart, out=tail).neg_().exp_().log1p_().neg_().add_(LN_2)
+    torch.clamp_max(apart, 0.0, out=a).add_(tail).mul_(p)
+    torch.clamp_min(apart, 0.0, out=b).neg_().add_(tail).mul_(q)
     return torch.stack(
         [
-            jsd.clamp_min(0.0),
-            (p * apart).sum(1),
-            -(q * apart).sum(1),
+            (0.5 * (a.sum(1) + b.sum(1))).clamp_min(0.0),
+            p.mul_(apart).sum(1),
+            -q.mul_(apart).sum(1),
             (logits_o.argmax(1) != logits_p.argmax(1)).float(),
-            -a.gather(1, picked).squeeze(1),
-            -b.gather(1, picked).squeeze(1),
+            *losses,
         ],
         dim=1,
     )

@@ -2,7 +2,7 @@
 
     exact      protect_exact       equal text keys (see `datapipe.dedup.exact`)
     contained  protect_contained   the row quotes the evaluation text (see `datapipe.dedup.contained`)
-    near       protect_near        cosine of the two vectors at or above a threshold
+    near       protect_near        cosine of the two vectors at or above a threshold (see `datapipe.dedup.near`)
 
 The rules see different things. Vectors find a reworded copy of the same length and miss an evaluation text inside a
 longer row, whose vector speaks of all the rest; runs of words find the quotation and miss the rewording. Each rule
@@ -16,30 +16,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datapipe.errors import ConfigError, VectorError
+from datapipe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from datapipe.storage.arrays import Bool, Float32, Float64, Ids, Int64, UInt64
+    from datapipe.storage.arrays import Bool, Float32, Ids, Int64, UInt64
 
 __all__ = [
     "RULES",
     "Matches",
     "combine_matches",
     "protect_exact",
-    "protect_near",
     "sort_keys",
 ]
 
 RULES = ("exact", "contained", "near")
 """Names of the rules, the strictest first."""
-
-NEAR = 0.98
-"""Default cosine of `protect_near`, from pairs across the splits of real sets (all-MiniLM-L6-v2), 18 a band, by eye.
-
-BANKING77, short questions: one sentence with a word or two changed in 18 of 18 pairs at 0.98, about 13 at 0.97, 6 at
-0.95 (the others ask the same in words of their own), 2 at 0.92. In TREC "When was ..." meets "Who ..." at 0.96. Longer
-texts (AG News) are copies from 0.95 on, and those `protect_contained` finds.
-"""
 
 
 def sort_keys(keys: Ids) -> tuple[Ids, Int64]:
@@ -71,55 +62,6 @@ def protect_exact(keys: Ids, protected: Ids) -> tuple[Bool, Int64]:
         place[behind] += 1
     found: Bool = (place < end) & (_at(lo, place) == keys[:, 1])
     return found, np.where(found, place, -1)
-
-
-def protect_near(
-    vectors: Float32, protected: Float32, *, threshold: float = NEAR, chunk: int = 4096, device: str = "cpu"
-) -> tuple[Bool, Int64, Float32]:
-    """Find rows whose nearest evaluation row has a cosine at or above `threshold`.
-
-    The search multiplies blocks of `chunk` rows by `chunk` evaluation rows; the cosine of the pair it finds in each is
-    computed again in float64 in a fixed order, so what is compared with the threshold hangs on that pair alone. Vectors
-    need not be of unit length; a row of zeros is near nothing. Time rows * m * dim; memory 4 * chunk^2 bytes and a copy
-    of `protected`.
-
-    Args:
-        vectors: Training rows, float32 (rows, dim).
-        protected: Evaluation rows, float32 (m, dim).
-        threshold: Cosine, 0 < threshold <= 1. A lower one takes out paraphrases too: at 0.95 15 % of the training
-            split of BANKING77 goes, at 0.98 4 %.
-        chunk: Rows of a block on either side, >= 1.
-        device: Torch device of the search.
-
-    Returns:
-        Whether each row is protected, bool (rows,); its nearest evaluation row, int64 (rows,), -1 where m = 0; their
-        cosine, float32 (rows,) in [-1, 1], -1 where m = 0.
-
-    Raises:
-        ConfigError: `threshold` or `chunk` is out of range.
-        VectorError: Dims differ, or a value is not finite; names the first such row.
-    """
-    if not 0 < threshold <= 1:
-        raise ConfigError(f"threshold is a cosine, 0 < threshold <= 1; got {threshold}")
-    if chunk < 1:
-        raise ConfigError(f"chunk counts rows, chunk >= 1; got {chunk}")
-    if vectors.ndim != 2 or protected.ndim != 2 or vectors.shape[1] != protected.shape[1]:  # noqa: PLR2004
-        raise VectorError(f"vectors {vectors.shape} and protected {protected.shape} must be (rows, dim) with one dim")
-    if not len(protected):
-        none = np.full(len(vectors), -1)
-        return np.zeros(len(vectors), np.bool_), none.astype(np.int64), none.astype(np.float32)
-    units = _unit(protected, "protected", start=0)
-    # Equal rows would tie, and which of them a product finds hangs on the blocking of the machine.
-    distinct = np.sort(np.unique(units, axis=0, return_index=True)[1]).astype(np.int64)
-    units = units[distinct]
-    best = np.zeros(len(vectors), np.int64)
-    cosine = np.zeros(len(vectors), np.float64)
-    for start in range(0, len(vectors), chunk):
-        rows = slice(start, start + chunk)
-        found, cosine[rows] = _nearest(_unit(vectors[rows], "vectors", start=start), units, chunk=chunk, device=device)
-        best[rows] = distinct[found]
-    similarity = np.clip(cosine, -1, 1).astype(np.float32)
-    return similarity >= np.float32(threshold), best, similarity
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,35 +112,3 @@ def _at(values: UInt64, places: Int64) -> UInt64:
         return np.zeros(len(places), np.uint64)
     taken: UInt64 = values[np.minimum(places, len(values) - 1)]
     return taken
-
-
-def _unit(vectors: Float32, name: str, *, start: int) -> Float32:
-    """Return rows scaled to unit length, zeros left as they are."""
-    lengths = np.sqrt(_cosine(vectors, vectors))
-    if not np.isfinite(lengths).all():
-        row = start + int(np.flatnonzero(~np.isfinite(lengths))[0])
-        raise VectorError(f"{name}: row {row} holds a value that is not finite")
-    scaled: Float32 = (vectors / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32)
-    return scaled
-
-
-def _nearest(rows: Float32, units: Float32, *, chunk: int, device: str) -> tuple[Int64, Float64]:
-    """Return the place in `units` of the largest cosine of each row, and that cosine in float64."""
-    import torch
-
-    left = torch.from_numpy(rows).to(device)
-    place = np.zeros(len(rows), np.int64)
-    cosine = np.full(len(rows), -np.inf)
-    for start in range(0, len(units), chunk):
-        block = left @ torch.from_numpy(units[start : start + chunk]).to(device).T
-        nearest = block.argmax(dim=1).cpu().numpy() + start
-        exact = _cosine(rows, units[nearest])
-        better = exact > cosine
-        place[better], cosine[better] = nearest[better], exact[better]
-    return place, cosine
-
-
-def _cosine(left: Float32, right: Float32) -> Float64:
-    """Return the cosine of each pair of unit rows, each summed in float64 in an order that its place cannot change."""
-    products: Float64 = (left.astype(np.float64) * right).sum(axis=1)
-    return products

@@ -3,7 +3,7 @@
     ingest/rows, [vectors] -> evidence, as `datapipe.stages.matching` writes it
 
 A row that an evaluation or test part holds too tells nothing of what a model has learnt. `exact_leaks` keeps 16 bytes
-a row of the other parts in memory, `all_leaks` their texts and vectors.
+a row of the other parts in memory, `all_leaks` their texts and twice their vectors.
 """
 
 from __future__ import annotations

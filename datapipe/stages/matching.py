@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from datapipe.dedup.contained import GramIndex
+    from datapipe.dedup.near import NearIndex
     from datapipe.storage.arrays import Bool, Float32, Ids
 
 SHOWN_CHARACTERS = 240
@@ -58,16 +59,20 @@ class Matcher:
     def __init__(self, evaluation: EvaluationSet, threshold: float, *, content: str) -> None:
         from datapipe.dedup.contained import gram_index
         from datapipe.dedup.exact import text_keys
+        from datapipe.dedup.near import near_index
         from datapipe.dedup.protect import sort_keys
 
-        self._evaluation, self._threshold, self._content = evaluation, threshold, content
+        self._evaluation, self._content = evaluation, content
         self._index: GramIndex | None = None
+        self._near: NearIndex | None = None
         keys = text_keys(evaluation.texts) if evaluation.texts else evaluation.keys
         self._keyed = keys is not None and len(keys) > 0
         if keys is not None and self._keyed:
             self._keys, self._places = sort_keys(keys)
         if evaluation.texts:
             self._index = gram_index(evaluation.texts)
+        if evaluation.vectors is not None:
+            self._near = near_index(evaluation.vectors, threshold=threshold)
 
     def exactly(self, keys: Ids) -> Bool:
         """Whether each key is one of the evaluation set's, bool (rows,)."""
@@ -83,7 +88,8 @@ class Matcher:
         import pyarrow as pa
 
         from datapipe.dedup.contained import protect_contained
-        from datapipe.dedup.protect import RULES, combine_matches, protect_exact, protect_near
+        from datapipe.dedup.near import protect_near
+        from datapipe.dedup.protect import RULES, combine_matches, protect_exact
         from datapipe.storage.vectors import decode
 
         exact = contained = near = None
@@ -92,8 +98,8 @@ class Matcher:
             exact = (found, np.where(found, self._places[np.maximum(place, 0)], -1))
         if self._index is not None:
             contained = protect_contained(rows["text"].to_pylist(), self._index)
-        if vectors is not None and self._evaluation.vectors is not None:
-            near = protect_near(decode(vectors["vector"]), self._evaluation.vectors, threshold=self._threshold)
+        if vectors is not None and self._near is not None:
+            near = protect_near(decode(vectors["vector"]), self._near)
         matches = combine_matches(exact=exact, contained=contained, near=near)
         texts_ = self._evaluation.texts
         shown = [

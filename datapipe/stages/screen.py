@@ -63,7 +63,7 @@ class Screen(SetStage):
     """
 
     name: ClassVar[str] = "screen"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     settings: ScreenConfig
     vectors: str | None

@@ -84,7 +84,7 @@ def _estimate(wiring: RecoveryWiring) -> RecoveryEstimate:
     form = _form(wiring)
     answers, before = token_counts(models.tokenizer, form.texts(sample), max_length=models.max_length)
     source_bytes = sum(file.size for file in source.files)
-    vectors = 2 * wiring.embedder.dim * (1 + (config.pick.filter == "contradiction"))
+    vectors = 2 * wiring.embedder.dim * (1 + wiring.answers)
     mean_answer = float(answers.mean()) if len(sample) else 0.0
     seconds, dim = _seconds_a_row(wiring, sample)
     states = 0.0 if config.survey else mean_answer * (2 * dim + 4)
@@ -144,8 +144,7 @@ def _seconds_a_row(wiring: RecoveryWiring, sample: Sequence[Mapping[str, Any]]) 
     embed_texts(embedder.worker(), asked[:32], model=embedder.name)
     begun = time.perf_counter()
     embed_texts(embedder.worker(), asked, model=embedder.name)
-    times = 1 + (wiring.config.pick.filter == "contradiction")
-    embedding = times * (time.perf_counter() - begun) / len(asked)
+    embedding = (1 + wiring.answers) * (time.perf_counter() - begun) / len(asked)
     texts = _form(wiring).texts(sample[:TIMED_ROWS])
     heads = models.heads(models.labels[0])
     spent: list[float] = []

@@ -106,7 +106,7 @@ class RecoveryWiring:
         alone = [Alone.of(self.models, self.models.labels[0])] if pick.method == "ifd" else []
         return [
             InstructionPool(self.source, self.pool_config(digests)),
-            self._vectors(answers=pick.filter == "contradiction"),
+            self._vectors(),
             self._skills(),
             *self._measuring(),
             *alone,
@@ -123,7 +123,12 @@ class RecoveryWiring:
             files=files, columns=self.columns, shard_rows=self.config.shard_rows, max_chars=self.config.max_chars
         )
 
-    def _vectors(self, *, answers: bool) -> Stage:
+    @property
+    def answers(self) -> bool:
+        """Whether responses are embedded: also where this choice does not need them, so that another costs nothing."""
+        return self.config.conflicts != "off"
+
+    def _vectors(self) -> Stage:
         model = self.embedder
         return EmbedInstructions(
             worker=model.worker,
@@ -131,7 +136,7 @@ class RecoveryWiring:
             digest=model.digest,
             dim=model.dim,
             bits=model.bits,
-            answers=answers,
+            answers=self.answers,
         )
 
     def _skills(self) -> Stage:

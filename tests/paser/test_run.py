@@ -181,7 +181,7 @@ def test_other_methods_choose_in_the_same_folder(again: Path, pool: Path, models
     found = datapipe.select_recovery(pool, **models, out=again, keep_rows=12, method=method, **SETTINGS)
     assert found.counts["kept"] <= 12 if method == "paper" else found.counts["kept"] == 12
     fresh = {timing.stage for timing in found.timings if not timing.reused}
-    assert fresh <= {"vectors", "skills", "alone", "pick", "atlas", "exported", "paser_report"}
+    assert fresh <= {"alone", "pick", "exported", "paser_report"}
     assert datapipe.verify(again).ok
 
 
@@ -216,7 +216,7 @@ def test_two_identical_models_are_said_and_the_choice_follows_the_sizes(
     )
     assert found.counts["kept"] == 12
     assert found.warnings == ["the models do not differ on any cluster: the budget follows the clusters' sizes"]
-    assert found.damage.collect()["jsd_mean"].max() < 1e-6
+    assert found.damage.filter(pl.col("jsd_mean") > 1e-6).collect().is_empty()
 
 
 def test_a_model_with_another_tokenizer_is_refused_before_a_folder_is_made(

@@ -127,6 +127,8 @@ def nearest_among(
         own: Row of `base` that each query is, which does not count, int64 (queries,).
         at_once: Rows of `base` in one product.
     """
+    import torch
+
     best = np.full((len(queries), k), -np.inf, np.float32)
     where = np.zeros((len(queries), k), np.int64)
     for start in range(0, len(base), at_once):
@@ -134,10 +136,11 @@ def nearest_among(
         if own is not None:
             inside = np.flatnonzero((own >= start) & (own < start + at_once))
             cosines[inside, own[inside] - start] = -np.inf
-        values = np.concatenate([best, cosines], axis=1)
-        places = np.concatenate([where, np.broadcast_to(np.arange(start, start + cosines.shape[1]), cosines.shape)], 1)
-        top = np.argsort(-values, axis=1, kind="stable")[:, :k]
-        best, where = np.take_along_axis(values, top, 1), np.take_along_axis(places, top, 1)
+        top = torch.from_numpy(cosines).topk(min(k, cosines.shape[1]), dim=1)
+        values = np.concatenate([best, top.values.numpy()], axis=1)
+        places = np.concatenate([where, top.indices.numpy() + start], axis=1)
+        order = np.argsort(-values, axis=1, kind="stable")[:, :k]
+        best, where = np.take_along_axis(values, order, 1), np.take_along_axis(places, order, 1)
     return where, best
 
 

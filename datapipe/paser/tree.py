@@ -86,8 +86,11 @@ def smoothed(graph: Any, vectors: Float32, *, steps: int, threads: int | None = 
             now, after = after, np.empty_like(vectors) if now is vectors else now
     finally:
         pool.close()
-    sizes = np.sqrt(np.einsum("ij,ij->i", now, now, dtype=np.float64))
-    found: Float32 = np.where(sizes[:, None] > 0, now / np.maximum(sizes, 1e-12)[:, None], vectors).astype(np.float32)
+    sizes = np.sqrt(np.einsum("ij,ij->i", now, now)).astype(np.float32)[:, None]
+    found = vectors.copy() if now is vectors else now
+    np.divide(found, sizes, out=found, where=sizes > 0)
+    lost = np.flatnonzero(sizes[:, 0] == 0)
+    found[lost] = vectors[lost]
     return found
 
 

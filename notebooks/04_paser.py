@@ -41,7 +41,7 @@ dolly = (
         pl.col("instruction").str.len_chars().is_between(10, 100), pl.col("output").str.len_chars().is_between(10, 120)
     )
 )
-pool, held_out = dolly.head(128), dolly.slice(128, 40)
+pool = dolly.head(128)
 pool.write_parquet(work / "pool.parquet")
 pool.group_by("source").len().sort("len", descending=True)
 
@@ -145,7 +145,7 @@ wanted.kept.collect()["source"].value_counts(sort=True)
 # ## Train on them
 #
 # `datapipe recover RUN --model dropped --out healed` reads what was kept. Whether the choice beats random rows of the
-# same tokens is for your own evaluation to say; a tiny model and forty rows cannot.
+# same tokens is for your own evaluation to say; a tiny model and some thirty rows cannot.
 
 # %%
 from datapipe.paser.recovery import RecoveryRecipe, recover
@@ -154,15 +154,12 @@ recipe = RecoveryRecipe(tokens=8_000, batch_tokens=512, max_length=128, learning
 healed = recover(run, model=work / "dropped", out=work / "healed", recipe=recipe, device="cpu")
 healed.course.steps, round(healed.loss_before, 2), round(healed.loss_after, 2)
 
+# %% [markdown]
+# The healed model is one more version of the original, so it has a place in the atlas, at the cost of one pass: how far
+# it is from the original now, and what it makes of the responses of the whole pool.
 
 # %%
-def surprise(folder):
-    """Mean loss on rows that no choice has seen, in nats a token."""
-    model = LlamaForCausalLM.from_pretrained(folder)
-    told = [f"user : {row['instruction']}\nassistant : {row['output']}" for row in held_out.to_dicts()]
-    batch = fast(told, padding=True, truncation=True, max_length=64, return_tensors="pt")
-    with torch.inference_mode():
-        return round(model(**batch, labels=batch["input_ids"].masked_fill(batch["input_ids"] == 0, -100)).loss.item(), 3)
-
-
-{name: surprise(work / name) for name in ("original", "dropped", "rounded", "healed")}
+models["pruned"] = [work / "dropped", work / "healed"]
+after = datapipe.select_recovery(work / "pool.parquet", **models, out=run, keep=0.25)
+print([timing.stage for timing in after.timings if not timing.reused])
+after.damage.filter(pl.col("cluster") == -1).select("variant", "jsd_mean", "disagree", "nll_o", "nll_p").collect()

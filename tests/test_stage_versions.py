@@ -212,6 +212,13 @@ SOURCES = {
         "storage/sort.py",
     ],
     "datapipe.stages.export.Export": ["storage/export.py", "storage/parquet.py"],
+    "datapipe.stages.atlas.Atlas": ["paser/allocate.py"],
+    "datapipe.stages.paser_report.RecoveryReport": [
+        *(f"report/{name}.py" for name in ("examples", "facts", "frame", "map2d", "markup", "measure", "paser")),
+        *(f"report/{name}.py" for name in ("paser_facts", "paser_map", "paser_plots", "plots", "scatter", "sections")),
+        *("paser/curve.py", "report/tally.py", "selection/quotas.py", "stages/atlas.py", "stages/report_sample.py"),
+        *("report/page.css", "report/page.js", "report/paser.css"),
+    ],
     "datapipe.stages.report.Report": [
         *(f"report/{name}.py" for name in ("examples", "facts", "frame", "map2d", "markup", "measure", "page")),
         *(f"report/{name}.py" for name in ("plots", "scatter", "sections", "tally")),

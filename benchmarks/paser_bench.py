@@ -36,11 +36,12 @@ class Bench:
     """What the trainings of a process share.
 
     Args:
-        options: `work`, `device` and `deadline` (perf_counter) of the program.
+        options: `work`, `device`, `pick_device` and `deadline` (perf_counter) of the program.
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._work, self._device = options.work, torch.device(options.device)
+        self._pick_device = options.pick_device or self._device.type
         self._deadline = options.deadline
         self._prepared = paser_scores.load(self._work)
         self._tokens_a_second: float | None = None
@@ -98,7 +99,7 @@ class Bench:
         if config is None:
             return np.arange(len(self._prepared.rows["labels"])), {}
         scores = paser_scores.scores_of(self._work, run.variant)
-        found = pick(self._prepared.pick_rows(scores, seed=run.seed), config, device=self._device.type)
+        found = pick(self._prepared.pick_rows(scores, seed=run.seed), config, device=self._pick_device)
         rows = np.flatnonzero(found.kept)
         sources = np.array([row["source"] for row in self._prepared.data.pool])[rows]
         names, counts = np.unique(sources, return_counts=True)

@@ -25,7 +25,7 @@ EPOCHS = 2.0
 BASELINES = ("random", "stratified", "longest", "ifd", "top_jsd", "paper")
 """Of `PickConfig`; `paper_shares` is the paper without its concept graph, which starves repetitive skills."""
 METHODS = ("random", "ours", "longest", "paper", "stratified", "full_equal_tokens", "top_jsd", "ifd", "paper_shares")
-RATES = (1e-4, 3e-4, 1e-3)
+RATES = (2e-4, 5e-4, 1e-3, 2e-3)
 RATE_BUDGETS = (0.05, 0.2)
 SETTING_VARIANTS, SETTING_BUDGETS = ("depth24", "bits3"), (0.05, 0.1)
 _SHARES: dict[str, dict[str, Any]] = {
@@ -35,6 +35,7 @@ _SHARES: dict[str, dict[str, Any]] = {
     "equal": {"power": 0.0},
     "sizes": {"even": 1.0},
     "gain": {"power": 0.0, "prior": "pilots"},
+    "gain_half": {"power": 0.0, "prior": "pilots", "even": 0.5},
 }
 _RULES = {"random": "random", "length": "length", "ies": "ies", "jsd": "jsd", "sum": "power:0", "root": "power:0.5"}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -45,7 +46,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "cds_squared": ("random",),
         "equal": ("random", "length", "sum"),
         "sizes": ("random", "length", "sum"),
-        "gain": ("random", "length", "sum"),
+        "gain": ("random",),
+        "gain_half": ("random", "length"),
     }.items()
     for rule in rules
 }

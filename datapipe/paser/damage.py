@@ -213,7 +213,8 @@ def _watched(
     import torch
 
     model, batches = _running(folder, texts, device)
-    layers = model.get_decoder().layers
+    body = model.get_decoder()
+    layers = body.layers
     sums = [torch.zeros((), dtype=torch.float64, device=device) for _ in layers]
 
     def hook(at: int) -> Callable[..., None]:
@@ -226,7 +227,7 @@ def _watched(
         of(layer).register_forward_hook(hook(at))
     with torch.inference_mode():
         for ids in batches:
-            model(input_ids=ids, use_cache=False)
+            body(input_ids=ids, use_cache=False)
     return sums, sum(ids.shape[1] for ids in batches)
 
 

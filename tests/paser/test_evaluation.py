@@ -116,3 +116,21 @@ def test_a_head_that_is_more_than_a_product_is_refused(tiny_pruned: Path) -> Non
     model.lm_head.forward = lambda states: whole(states).tanh()
     with pytest.raises(ModelError, match="more than a product"):
         Live(model)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_measures_what_the_host_measures(tiny_original: Path, tiny_pruned: Path) -> None:
+    folder, lessons, gpu = ModelFolder("m", tiny_pruned), rows(tiny_pruned), torch.device("cuda")
+    original = CausalModel(ModelFolder("m", tiny_original), device=gpu, dtype=torch.bfloat16)
+    model = Live(open_trainable(folder, RecoveryRecipe(), device=gpu))
+    states = answer_states(original, lessons, device=gpu)
+    found = held_out(original, states, model, lessons, ["x"] * 4, device=gpu)
+    host = opened(tiny_original)
+    expected = held_out(
+        host, answer_states(host, lessons, device=CPU), live(tiny_pruned), lessons, ["x"] * 4, device=CPU
+    )
+    assert found.nll == pytest.approx(expected.nll, abs=0.05)
+    assert found.jsd == pytest.approx(expected.jsd, abs=0.02)
+    choices = choices_of(QUESTIONS, folder=folder, max_length=64)
+    assert choice_accuracy(model, choices, device=gpu).keys() == {"a", "b"}

@@ -11,6 +11,7 @@ import transformers
 
 from datapipe.errors import ConfigError, MetricError, ModelError
 from datapipe.paser.lessons import Lessons, lessons_of
+from datapipe.paser.recovery import open_trainable
 from datapipe.paser.recovery_training import RecoveryRecipe, learnt_weights, rate_at, train, with_updates
 from datapipe.workers.encoders.library import config_of, filled
 from datapipe.workers.folder import ModelFolder
@@ -147,3 +148,18 @@ def test_the_body_is_as_it_was_after_a_training(folder: ModelFolder) -> None:
     model = opened(folder)
     train(model, lessons(folder), recipe(), device=CPU)
     assert model(input_ids=torch.arange(5, 12)[None]).logits.shape[:2] == (1, 7)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("lora", [None, 4])
+def test_a_gpu_learns_what_the_host_learns(folder: ModelFolder, lora: int | None) -> None:
+    told, gpu = recipe(tokens=600, lora=lora, learning_rate=2e-2), torch.device("cuda")
+    host = train(opened(folder, told), lessons(folder), told, device=CPU)
+    model = with_updates(open_trainable(folder, told, device=gpu), told, device=gpu)
+    found = train(model, lessons(folder), told, device=gpu)
+    # Updates of low rank start from other draws on the device.
+    np.testing.assert_allclose(found.losses[:2], host.losses[:2], rtol=0.02)
+    assert np.mean(found.losses[-3:]) < found.losses[0] - 0.2
+    written = learnt_weights(model, folder.tensors())
+    assert all(tensor.device == CPU for tensor in written.values())

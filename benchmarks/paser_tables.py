@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks import common
-from benchmarks.paser_plans import BUDGETS, METHODS, ORIGINAL, SETTINGS
+from benchmarks.paser_plans import BUDGETS, METHODS, ORIGINAL, RATE_BUDGETS, RATES, SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -64,6 +64,15 @@ def _rates(rows: Sequence[Row]) -> dict[str, float]:
     for row in rows:
         if row["method"] == "random":
             losses[row["variant"]][row["rate"]].append(row["heldout_nll"])
+    untrained = {row["variant"] for row in rows if row["method"] == "none"}
+    counts = {len(values) for at in losses.values() for values in at.values()}
+    if (
+        untrained != losses.keys()
+        or counts != {len(RATE_BUDGETS)}
+        or any(set(at) < set(RATES) for at in losses.values())
+    ):
+        print(f"rates: not every rate was measured on {sorted(losses)}", flush=True)
+        return {}
     for variant, at in losses.items():
         told = {rate: round(float(np.mean(values)), 4) for rate, values in sorted(at.items())}
         print(f"rates of {variant}: {told}", flush=True)
@@ -125,6 +134,13 @@ def _worth(prepared: Any) -> Any:
 
 def _ours(rows: Sequence[Row]) -> dict[str, Any]:
     """The setting of the lowest mean loss over variants, budgets and seeds; the mean of those all settings have."""
+    cells: dict[str, set[tuple[Any, ...]]] = defaultdict(set)
+    for row in rows:
+        cells[row["method"]].add((row["variant"], row["budget"], row["seed"]))
+    wanted = {f"{_SETTING}{name}" for name in SETTINGS} | {"random"}
+    if not wanted <= cells.keys() or any(cells[name] != cells["random"] for name in wanted):
+        print(f"settings: not every setting has the {len(cells['random'])} trainings of random rows", flush=True)
+        return {}
     found = setting_means(rows)
     for name, (loss, count) in sorted(found.items(), key=lambda each: each[1][0]):
         print(f"{loss:+.5f} to random rows, over {count}: {name}", flush=True)

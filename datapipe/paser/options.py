@@ -67,7 +67,8 @@ class RecoveryConfig:
         messages_column: The same; takes conversations even where there are instructions.
         source_column: Where a row comes from; default: the column `source`, else the name of its file.
         max_chars: Characters of a row; longer ones are refused.
-        shard_rows: Rows of a shard; a killed run loses the shards in the making.
+        shard_rows: Rows of a shard; a killed run loses the shards in the making. None takes 8,192, or as many as have
+            128 MiB of the original's states, since each thread holds a shard.
     """
 
     keep: float | None = None
@@ -98,7 +99,7 @@ class RecoveryConfig:
     messages_column: str | None = None
     source_column: str | None = None
     max_chars: int = 65_536
-    shard_rows: int = 8_192
+    shard_rows: int | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in {None, "paper"}:
@@ -106,8 +107,9 @@ class RecoveryConfig:
         if self.mode == "paper":
             self._refuse_beside_paper()
         for name in ("max_chars", "shard_rows"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1. Got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1. Got {value}")
         if self.max_length < 2:  # noqa: PLR2004 - a token, and one that follows
             raise ConfigError(f"max_length must be at least 2 tokens. Got {self.max_length}")
         if not 0 <= self.seed < 1 << 63:

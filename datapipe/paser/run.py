@@ -219,7 +219,9 @@ def _made(
     make_folder(scratch)
     pipeline = Pipeline(wiring.stages(digests))
     try:
-        outputs = pipeline.run(StageStore(folder / "stages"), LocalExecutor(), scratch=scratch, progress=progress)
+        outputs = pipeline.run(
+            StageStore(folder / "stages"), LocalExecutor(wiring.workers), scratch=scratch, progress=progress
+        )
     except OSError as error:
         if error.errno is None:
             raise

@@ -34,7 +34,12 @@ if TYPE_CHECKING:
     from datapipe.settings import Settings
     from datapipe.storage.source import Source
 
-__all__ = ["RecoveryWiring", "embedder_facts", "title_of"]
+__all__ = ["RecoveryWiring", "embedder_facts", "shard_rows_of", "title_of"]
+
+
+SHARD_ROWS, LEAST_SHARD_ROWS = 8_192, 32
+STATES_BYTES = 128 << 20
+USUAL_TOKENS, USUAL_WIDTH = 256, 4_096
 
 
 class FurtherSurvey(Survey):
@@ -58,6 +63,8 @@ class RecoveryWiring:
 
     Attributes:
         columns: Which column of the pool is what.
+        device: Where models run.
+        workers: Threads; None for one a core.
 
     Raises:
         ColumnError: The pool has no instructions and responses, and no conversations.
@@ -66,10 +73,11 @@ class RecoveryWiring:
     def __init__(
         self, config: RecoveryConfig, source: Source, *, original: str, pruned: Sequence[str], settings: Settings
     ) -> None:
-        self.config, self.source, self._settings = config, source, settings
+        self.config, self.source = config, source
         self._original, self._pruned = original, tuple(pruned)
         self.columns = columns_of(source.schema.names, config.columns)
         self.device = config.device or settings.device
+        self.workers = settings.workers
 
     @cached_property
     def models(self) -> Models:
@@ -118,10 +126,9 @@ class RecoveryWiring:
 
     def pool_config(self, digests: Sequence[str]) -> PoolConfig:
         """What the rows depend on."""
-        files = tuple(zip((file.uri for file in self.source.files), digests, strict=True))
-        return PoolConfig(
-            files=files, columns=self.columns, shard_rows=self.config.shard_rows, max_chars=self.config.max_chars
-        )
+        own, files = self.config, tuple(zip((file.uri for file in self.source.files), digests, strict=True))
+        rows = own.shard_rows or (SHARD_ROWS if own.survey else shard_rows_of(self.width, own.max_length))
+        return PoolConfig(files=files, columns=self.columns, shard_rows=rows, max_chars=own.max_chars)
 
     @property
     def answers(self) -> bool:
@@ -157,6 +164,16 @@ class RecoveryWiring:
             *(FurtherSurvey.of(models, label, **asked) for label in others),
         ]
 
+    @property
+    def width(self) -> int:
+        """Numbers in a state of the original, as its config.json says, or a usual number."""
+        from datapipe.workers.encoders.library import config_of
+        from datapipe.workers.folder import resolve
+        from datapipe.workers.spec import ModelSpec
+
+        config = config_of(resolve(ModelSpec("original", self._original, task="causal"))).get_text_config()
+        return int(getattr(config, "hidden_size", USUAL_WIDTH))
+
     @cached_property
     def _device(self) -> str:
         from datapipe.workers.device import resolve_devices
@@ -182,6 +199,17 @@ class RecoveryWiring:
                 variants=self.models.labels,
             )
         )
+
+
+def shard_rows_of(width: int, max_length: int) -> int:
+    """Rows of a shard, a power of two: as many as have 128 MiB of states, if responses are of a usual length.
+
+    Args:
+        width: Of a state, which has two bytes a number.
+        max_length: Tokens of a row.
+    """
+    fitting = STATES_BYTES // (2 * width * min(max_length, USUAL_TOKENS))
+    return min(max(1 << (fitting.bit_length() - 1 if fitting else 0), LEAST_SHARD_ROWS), SHARD_ROWS)
 
 
 def title_of(source: Source) -> str:

@@ -9,6 +9,8 @@ import pytest
 from datapipe.errors import BudgetError, ConfigError
 from datapipe.paser.clusters import ClusterConfig
 from datapipe.paser.options import RecoveryConfig
+from datapipe.paser.told import reasons
+from datapipe.paser.wiring import shard_rows_of
 
 
 def test_a_fifth_of_the_pool_is_kept_unless_said_otherwise() -> None:
@@ -59,3 +61,23 @@ def test_the_page_tells_what_was_asked_for_and_no_defaults() -> None:
 def test_what_cannot_be_meant_is_refused_in_words(options: dict[str, Any], kind: type[Exception], told: str) -> None:
     with pytest.raises(kind, match=told):
         RecoveryConfig.from_mapping(options)
+
+
+@pytest.mark.parametrize(
+    ("width", "max_length", "rows"),
+    [(32, 256, 8192), (576, 2048, 256), (4096, 2048, 64), (4096, 64, 256), (1 << 20, 2048, 32)],
+)
+def test_a_shard_has_as_many_rows_as_memory_takes_states(width: int, max_length: int, rows: int) -> None:
+    assert shard_rows_of(width, max_length) == rows
+
+
+def test_reasons_say_the_rule_the_weights_and_the_survey() -> None:
+    asked = RecoveryConfig(power=2.0, even=0.25, rule="power:0.5", source_prior={"code": 2.0}, conflicts="off")
+    said = reasons(asked.pick, survey=True)
+    assert said[0].startswith(
+        "Each skill gets its part of the budget by its damage to the power 2, but 25 % of it by size"
+    )
+    assert said[1] == "Skills are weighted by what they, or their sources, are worth to the user."
+    assert said[2] == "Within a skill, damage times length decides, by the rule power:0.5."
+    assert said[3].startswith("Damage was measured on a sample")
+    assert reasons(RecoveryConfig(method="random").pick, survey=False)[0].startswith("Rows at random")

@@ -75,7 +75,8 @@ SOURCES = {
         *(f"workers/encoders/{name}.py" for name in ("attention", "bert", "packed", "pooling", "steps")),
     ],
     "datapipe.stages.skills.FindSkills": [
-        *(f"paser/{name}.py" for name in ("clusters", "clusters_file", "graph", "names", "spectrum", "symnmf")),
+        *(f"paser/{name}.py" for name in ("clusters", "clusters_file", "graph", "labelling", "names")),
+        *(f"paser/{name}.py" for name in ("spectrum", "symnmf", "tree")),
         *("metrics/assign.py", "metrics/kmeans.py", "metrics/knn.py", "stages/instruction_vectors.py"),
         *("storage/lists.py", "storage/vectors.py"),
     ],

@@ -51,7 +51,7 @@ class SkillsConfig:
 
 @dataclass(frozen=True)
 class FindSkills(DeviceStage):
-    """Cluster the instructions of a pool. Memory: 12 * dim bytes a row and, while eigenvectors are sought, 5 KiB."""
+    """Cluster the instructions of a pool. Memory: 4 * dim bytes a row, and what `cluster` needs beside them."""
 
     name: ClassVar[str] = "skills"
     version: ClassVar[int] = 1

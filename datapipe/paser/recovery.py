@@ -2,7 +2,7 @@
 
     run of PASER, or any instructions -> prompts and answers -> Lessons -> train -> OUT (model, recovery.json)
 
-Reads `kept.parquet` of a run, `rewritten.parquet` of a rewriting, or a source in one of the shapes of
+Reads `train.parquet` of a run, `rewritten.parquet` of a rewriting, or a source in one of the shapes of
 `datapipe.storage.instructions`. Nothing is seen at OUT before the training is over. Raises `ConfigError`,
 `SourceError`, `ColumnError`, `ModelError` and `MetricError`.
 """
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Recovered", "RecoveryRecipe", "open_trainable", "recover", "rendered"]
 
-_PUBLISHED = ("kept.parquet", "rewritten.parquet")
+_PUBLISHED = ("train.parquet", "kept.parquet", "rewritten.parquet")
+"""Of a run, the first that is there; the first of all has one plain shape, whatever the pool's columns are called."""
 _SHOWN_LOSSES = 200
 _MAX_CHARS = 1 << 20
 _STAGE = "recover"
@@ -196,7 +197,8 @@ def _read(
     from datapipe.storage.instructions import columns_of, read_pairs
     from datapipe.storage.source import open_source
 
-    opened = open_source(_published(source) if isinstance(source, str | Path) else source)
+    named = columns is not None and columns != type(columns)()
+    opened = open_source(_published(source, named=named) if isinstance(source, str | Path) else source)
     roles = columns_of(opened.schema.names, columns)
     pairs: list[Pair] = []
     reasons: Counter[str] = Counter()
@@ -210,9 +212,10 @@ def _read(
     return pairs, dict(sorted(reasons.items()))
 
 
-def _published(source: str | Path) -> str | Path:
-    """The rows of a run where the path is that of one."""
-    return next((found for name in _PUBLISHED if (found := Path(source) / name).is_file()), source)
+def _published(source: str | Path, *, named: bool) -> str | Path:
+    """The rows of a run where the path is that of one; those with the pool's own columns where columns were named."""
+    files = (Path(source) / name for name in _PUBLISHED[named:])
+    return next((file for file in files if file.is_file()), source)
 
 
 def _fitting(recipe: RecoveryRecipe, folder: ModelFolder) -> RecoveryRecipe:

@@ -18,6 +18,7 @@ from datapipe.errors import ColumnError, ConfigError, MetricError, SourceError
 from datapipe.paser.damage_run import damage
 from datapipe.paser.recover_command import damage_command, recover_command
 from datapipe.paser.recovery import Recovered, RecoveryRecipe, recover
+from datapipe.storage.instructions import PoolColumns
 from datapipe.workers import CausalItem, LocalWorker, ModelSpec
 
 if TYPE_CHECKING:
@@ -87,6 +88,10 @@ def test_the_rows_of_a_run_are_found_in_its_folder_and_chats_are_read_with_their
     pq.write_table(pa.Table.from_pylist(rows), run / "kept.parquet")
     found = recover(run, model=tiny_pruned, out=tmp_path / "healed", recipe=RECIPE)
     assert found.rows == 1
+    pq.write_table(pa.Table.from_pylist(ROWS), run / "train.parquet")
+    assert recover(run, model=tiny_pruned, out=tmp_path / "again", recipe=RECIPE).rows == 3
+    own = PoolColumns(messages="messages")
+    assert recover(run, model=tiny_pruned, out=tmp_path / "own", recipe=RECIPE, columns=own).rows == 1
     assert sum(found.refused.values()) == 1
     assert found.warnings[0].startswith("1 rows were left out")
 

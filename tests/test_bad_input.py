@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TEXTS = [f"text number {i}" for i in range(40)]
-RANDOM = {"metric": "random", "text_column": "text"}
+RANDOM: dict[str, Any] = {"metric": "random", "text_column": "text"}
 
 
 def vectors(rows: int = 40, dim: int = 8) -> np.ndarray[Any, Any]:
@@ -56,7 +56,8 @@ def test_zero_rows_are_refused(tmp_path: Path) -> None:
 def test_a_column_that_is_not_there_is_told_with_those_that_are(tmp_path: Path, role: str) -> None:
     frame = pl.DataFrame({"text": TEXTS, "number": range(40)})
     with pytest.raises(errors.ColumnError, match=f"{role} 'nope' is not in the source; its columns are text, number"):
-        datapipe.curate(frame, out=tmp_path / "run", **{role: "nope"})
+        options: dict[str, Any] = {role: "nope"}
+        datapipe.curate(frame, out=tmp_path / "run", **options)
 
 
 def test_the_text_column_is_found_only_where_there_is_one_candidate(tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def test_undecodable_lines_are_rejected_and_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"text_column": "text"}, {}], ids=["named", "by default"])
-def test_the_text_column_holds_text_whether_it_is_named_or_not(tmp_path: Path, options: dict[str, str]) -> None:
+def test_the_text_column_holds_text_whether_it_is_named_or_not(tmp_path: Path, options: dict[str, Any]) -> None:
     (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": 12}\n')
     result = datapipe.curate(tmp_path / "rows.jsonl", out=tmp_path / "a", metric="random", keep=1.0, **options)
     assert result.counts == {"kept": 1, "rejected_wrong_type": 1}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ROWS = 320
-OPTIONS = {"keep": 0.35, "text_column": "text", "label_column": "label_name", "shard_rows": 64}
+OPTIONS: dict[str, Any] = {"keep": 0.35, "text_column": "text", "label_column": "label_name", "shard_rows": 64}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,8 @@ def test_named_rows_are_chosen_alike_although_csv_reads_their_names_as_numbers(
     rows = pl.read_parquet(data / "dolly_3k.parquet").select("id", "instruction").head(200)
     assert rows.schema["id"] == pl.String
     assert rows["id"].str.contains(r"^\d+$").all()
-    options = {"metric": "random", "strategy": "random", "id_column": "id", "text_column": "instruction"}
+    options: dict[str, Any] = {"metric": "random", "strategy": "random"}
+    options |= {"id_column": "id", "text_column": "instruction"}
     datapipe.curate(rows, out=tmp_path / "a", **options)
     datapipe.curate(spread(rows, tmp_path / "in", files=3, suffix=suffix), out=tmp_path / "b", **options)
     assert kept_ids(tmp_path / "a") == kept_ids(tmp_path / "b")
@@ -97,7 +98,7 @@ def test_cut_and_order_leave_every_byte_of_the_data_as_it_is(frame: pl.DataFrame
 def test_smaller_random_budgets_lie_inside_larger_ones(frame: pl.DataFrame, tmp_path: Path) -> None:
     nested: set[bytes] = set()
     for keep in (0.1, 0.3, 0.7, 1.0):
-        options = {"metric": "random", "strategy": "random", "text_column": "text", "keep": keep}
+        options: dict[str, Any] = {"metric": "random", "strategy": "random", "text_column": "text", "keep": keep}
         datapipe.curate(frame, out=tmp_path / "run", **options)
         ids = set(kept_ids(tmp_path / "run"))
         assert nested < ids
@@ -105,7 +106,7 @@ def test_smaller_random_budgets_lie_inside_larger_ones(frame: pl.DataFrame, tmp_
 
 
 def test_another_seed_is_another_choice(frame: pl.DataFrame, tmp_path: Path) -> None:
-    options = {"metric": "random", "strategy": "random", "text_column": "text"}
+    options: dict[str, Any] = {"metric": "random", "strategy": "random", "text_column": "text"}
     datapipe.curate(frame, out=tmp_path / "a", seed=0, **options)
     datapipe.curate(frame, out=tmp_path / "b", seed=1, **options)
     assert kept_ids(tmp_path / "a") != kept_ids(tmp_path / "b")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from datapipe import progress
 from datapipe.progress import Bars, Lines, Only, for_terminal
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def test_a_long_stage_prints_a_line_now_and_then_with_the_rows_that_are_through(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = iter([0.0, 2.0, 6.0, 7.0, 12.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr("datapipe.progress.time.monotonic", lambda: next(now))
     stream = io.StringIO()
     shown = Lines(stream)
     shown.start("embed", total=4000)

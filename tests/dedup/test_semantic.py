@@ -22,7 +22,7 @@ def some() -> np.ndarray:
     rng = np.random.default_rng(4)
     near = rng.normal(size=(60, DIM))[rng.integers(0, 60, 1500)] + 0.25 * rng.normal(size=(1500, DIM))
     vectors = np.concatenate([near, near[:40]])
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
 def listed(vectors: np.ndarray, assigned: np.ndarray, path: Path) -> VectorLists:

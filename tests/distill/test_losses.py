@@ -175,12 +175,13 @@ def loss_and_gradient(student: torch.Tensor, targets: Targets) -> tuple[Any, Any
 def test_gradients_are_those_of_finite_differences(kind: str) -> None:
     student, teacher = logits(3, positions=2).requires_grad_(), logits(4, positions=2)
     p = teacher.softmax(dim=1)
-    targets: Targets = {
+    every: dict[str, Targets] = {
         "dense": DenseTargets(teacher),
         "top": top(teacher, 4),
         "top of all": top(teacher, CLASSES),
         "sampled": SampledTargets(torch.tensor([[1, 5, 0]] * 2), torch.tensor([[0.5, 0.5, 0.0]] * 2), p[:, 0]),
-    }[kind]
+    }
+    targets = every[kind]
     temperature = 1.0 if kind == "sampled" else 2.5
     alpha = torch.tensor([0.4, 1.0])
     assert gradcheck(

@@ -66,6 +66,7 @@ def test_a_shard_is_written_and_an_error_comes_back_as_what_it_was(plan: Plan, n
 
 
 def test_any_other_exception_becomes_a_stage_error_that_carries_its_traceback(plan: Plan, numbers: StageOutput) -> None:
+    assert isinstance(plan.stage, Multiply)
     stage = replace(plan.stage, fault="value")
     _, bad = answers(replace(plan, stage=stage), numbers)
     assert isinstance(bad, StageError)
@@ -85,6 +86,7 @@ def test_a_node_that_does_not_see_the_run_folder_says_so_and_makes_nothing(
     for fault in answers(blind, numbers):
         assert isinstance(fault, OutputError)
         assert f"does not see the run folder {tmp_path / 'elsewhere'}: executor ray needs a folder" in str(fault)
+    assert isinstance(plan.stage, Multiply)
     assert plan.stage.noted("open") == []
 
 

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
 import psutil
@@ -65,7 +65,7 @@ def curating(source: Path, out: Path) -> list[str]:
         (lambda: RayExecutor(num_cpus=0), ConfigError, "num_cpus must be above 0, got 0"),
         (lambda: RayExecutor(num_gpus=-0.5), ConfigError, "num_gpus must be above 0, got -0.5"),
         (
-            lambda: Curation("x", out="y", executor="dask"),
+            lambda: Curation("x", out="y", executor=cast("Any", "dask")),
             ConfigError,
             "executor must be one of local, ray; got 'dask'",
         ),
@@ -135,7 +135,7 @@ def test_a_shard_that_kills_every_actor_ends_the_stage_and_the_others_are_made(r
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
 def test_a_stage_that_cannot_be_pickled_is_refused_by_name(record: Path, tmp_path: Path) -> None:
-    stage = Multiply(record, fault=threading.Lock())
+    stage = Multiply(record, fault=cast("Any", threading.Lock()))
     with pytest.raises(StageError, match="stage multiply cannot be sent to another process: cannot pickle"):
         run(tmp_path, Numbers(), stage)
 
@@ -167,7 +167,8 @@ def started(process: subprocess.Popen[str], run: Path, *, shards: int) -> list[p
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.05)
-    return psutil.Process(process.pid).children(recursive=True)
+    found: list[psutil.Process] = psutil.Process(process.pid).children(recursive=True)
+    return found
 
 
 @pytest.mark.slow
@@ -177,6 +178,7 @@ def test_a_run_that_is_killed_and_then_interrupted_leaves_no_process_and_goes_on
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    said = ""
     for shards, send, code in ((1, signal.SIGKILL, -signal.SIGKILL), (2, signal.SIGINT, 130)):
         process = subprocess.Popen(
             curating(source, tmp_path / "run"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -210,14 +212,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder, log.open("w") as said:
         head = subprocess.Popen(
             [
-                *(
-                    Path(sys.executable).with_name("ray"),
-                    "start",
-                    "--head",
-                    "--block",
-                    *options,
-                    f"--temp-dir={folder}",
-                ),
+                str(Path(sys.executable).with_name("ray")),
+                *("start", "--head", "--block", *options, f"--temp-dir={folder}"),
                 *("--include-dashboard=false", "--object-store-memory=200000000"),
             ],
             stdout=said,

@@ -37,7 +37,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
-def asked(tmp_path: Path, data: Path) -> dict[str, str]:
+def asked(tmp_path: Path, data: Path) -> dict[str, Any]:
     """Pool and models."""
     short = pl.col("output").str.len_chars().is_between(5, 60)
     pl.read_parquet(data / "dolly_3k.parquet").filter(short).head(24).write_parquet(tmp_path / "pool.parquet")
@@ -47,7 +47,7 @@ def asked(tmp_path: Path, data: Path) -> dict[str, str]:
     return {name: str(tmp_path / file) for name, file in names.items()}
 
 
-def test_the_flow_chooses_with_the_same_bytes_as_python(asked: dict[str, str], tmp_path: Path) -> None:
+def test_the_flow_chooses_with_the_same_bytes_as_python(asked: dict[str, Any], tmp_path: Path) -> None:
     counts = paser_flow(**asked, out=str(tmp_path / "flow"), keep=0.25, options=OPTIONS)
     found = datapipe.select_recovery(
         asked.pop("pool"), **asked, out=tmp_path / "python", keep=0.25, **{**OPTIONS, "prior": {1: 2.0}}
@@ -60,7 +60,7 @@ def test_the_flow_chooses_with_the_same_bytes_as_python(asked: dict[str, str], t
     assert "**6 of 24 rows kept (25.0 %)**" in shown["paser-summary"]
 
 
-def test_what_the_flow_does_not_know_is_refused_before_any_task(asked: dict[str, str], tmp_path: Path) -> None:
+def test_what_the_flow_does_not_know_is_refused_before_any_task(asked: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown option 'kep'; did you mean 'keep'"):
         paser_flow(**asked, out=str(tmp_path / "run"), options={"kep": 3})
     assert not (tmp_path / "run").exists()

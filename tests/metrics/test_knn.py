@@ -21,7 +21,7 @@ ROWS, DIM, K = 2700, 24, 7
 
 def some(rows: int = ROWS) -> np.ndarray:
     vectors = np.random.default_rng(1).normal(size=(rows, DIM))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
 def listed(vectors: np.ndarray, assigned: np.ndarray, path: Path) -> VectorLists:
@@ -91,8 +91,9 @@ def test_a_vector_without_length_is_at_a_right_angle_to_all(tmp_path: Path) -> N
 def test_neighbours_are_named_with_their_cosines_in_whichever_list_they_stand(tmp_path: Path) -> None:
     vectors = some()
     assigned = np.random.default_rng(2).integers(0, 5, ROWS).astype(np.int32)
+    done: list[int] = []
     who, cosines = nearest_neighbours(
-        listed(vectors, assigned, tmp_path / "lists"), np.tile(np.arange(5), (5, 1)), k=K, tick=(done := []).append
+        listed(vectors, assigned, tmp_path / "lists"), np.tile(np.arange(5), (5, 1)), k=K, tick=done.append
     )
     wide = decode(encode(vectors)).astype(np.float64)
     wide /= np.linalg.norm(wide, axis=1, keepdims=True)

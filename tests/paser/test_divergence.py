@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -20,10 +20,10 @@ class Linear:
 
     weight: torch.Tensor
     chunk_rows: int = 50
+    vocabulary: int = field(init=False)
 
-    @property
-    def vocabulary(self) -> int:
-        return len(self.weight)
+    def __post_init__(self) -> None:
+        self.vocabulary = len(self.weight)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         return (states @ self.weight.T).float()

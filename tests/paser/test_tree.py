@@ -19,7 +19,7 @@ from datapipe.paser.tree import CHUNK, fine_clusters, means_of, smoothed, ward_t
 def points(rows: int, *, dim: int = 5, seed: int = 0) -> np.ndarray:
     """Unit vectors in random directions, float32."""
     found = np.random.default_rng(seed).normal(size=(rows, dim))
-    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), np.float32)
 
 
 def ring(rows: int, *, parts: int) -> sparse.csr_matrix:

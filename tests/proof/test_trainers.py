@@ -75,7 +75,7 @@ def test_images_of_another_shape_or_type_are_refused() -> None:
     with pytest.raises(MetricError, match="training images have shape"):
         ImageTrainer(small, labels, large, classes=2, recipe=ImageRecipe())
     with pytest.raises(MetricError, match="type float64"):
-        ImageTrainer(small.astype(float), labels, small, classes=2, recipe=ImageRecipe())  # type: ignore[arg-type]
+        ImageTrainer(small.astype(float), labels, small, classes=2, recipe=ImageRecipe())
 
 
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero() -> None:

@@ -61,11 +61,11 @@ def test_equal_facts_give_equal_bytes_whatever_the_order_of_their_mappings() -> 
     facts = make_facts()
     turned = replace(
         facts,
-        counts=replace(facts.counts, dropped=dict(reversed(facts.counts.dropped.items()))),
+        counts=replace(facts.counts, dropped=dict(reversed(list(facts.counts.dropped.items())))),
         identity=replace(
             facts.identity,
-            versions=dict(reversed(facts.identity.versions.items())),
-            config=dict(reversed(facts.identity.config.items())),
+            versions=dict(reversed(list(facts.identity.versions.items()))),
+            config=dict(reversed(list(facts.identity.config.items()))),
         ),
         examples=tuple(reversed(facts.examples)),
         strata=tuple(reversed(facts.strata)),

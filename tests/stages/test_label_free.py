@@ -25,8 +25,8 @@ def frame(rows: int = 300) -> pl.DataFrame:
     return pl.DataFrame({"text": texts, "vector": vectors, "label": labels})
 
 
-def run(out: Path, metric: str, **options: Any) -> Any:
-    columns = {"text_column": "text", "embedding_column": "vector", "label_column": "label"}
+def run(out: Path, metric: Any, **options: Any) -> Any:
+    columns: dict[str, Any] = {"text_column": "text", "embedding_column": "vector", "label_column": "label"}
     return datapipe.curate(options.pop("source", frame()), out=out, metric=metric, **columns, **options)
 
 

@@ -39,6 +39,7 @@ def test_rows_that_screening_takes_out_are_neither_counted_nor_fit_to(tmp_path: 
 def test_a_run_whose_rows_all_go_out_is_refused_before_they_are_scored(tmp_path: Path) -> None:
     source = repeated().head(50)
     source.write_parquet(tmp_path / "evaluation.parquet")
-    options = {"text_column": "text", "embedding_column": "vector", "protect": str(tmp_path / "evaluation.parquet")}
+    options: dict[str, Any] = {"text_column": "text", "embedding_column": "vector"}
+    options["protect"] = str(tmp_path / "evaluation.parquet")
     with pytest.raises((SelectionError, StageError), match=r"all 50 rows were taken out .* \(50 protected\)"):
         datapipe.curate(source, out=tmp_path / "run", **options)

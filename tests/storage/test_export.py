@@ -17,6 +17,7 @@ from datapipe.storage import export as module
 from datapipe.storage.export import export, kept_schema
 from datapipe.storage.ingest import IngestSpec, ingest
 from datapipe.storage.refused import place_keys
+from datapipe.storage.sort import ExternalSorter
 from datapipe.storage.source import open_source
 from datapipe.storage.stage import StageDir, StageIdentity, StageStore
 
@@ -106,8 +107,7 @@ def test_the_bytes_do_not_depend_on_cut_order_or_memory(
 ) -> None:
     Run(written(ROWS, tmp_path / "in"), tmp_path / "one").export(even)
     monkeypatch.setattr(module, "_PLACES_MEMORY", 400)
-    sorter = module.ExternalSorter
-    monkeypatch.setattr(module, "ExternalSorter", lambda path, **_: sorter(path, memory_bytes=3_000))
+    monkeypatch.setattr(module, "ExternalSorter", lambda path, **_: ExternalSorter(path, memory_bytes=3_000))
     shuffled = ROWS.take(np.random.default_rng(files).permutation(200))
     Run(written(shuffled, tmp_path / "shuffled", files), tmp_path / "two", shard_rows=17).export(even)
     first, second = (next((tmp_path / name).rglob(KEPT)).read_bytes() for name in ("one", "two"))

@@ -78,7 +78,7 @@ def test_a_canonical_row_holds_the_key_of_its_image_and_not_the_image(tmp_path: 
 
 def test_bytes_structs_and_paths_of_one_image_have_one_key(tmp_path: Path) -> None:
     paths = beside(tmp_path)
-    cells = {
+    cells: dict[str, list[Any]] = {
         "bytes": IMAGES[:4],
         "structs": [{"bytes": image, "path": None} for image in IMAGES[:2]]
         + [{"bytes": None, "path": path} for path in paths[2:]],

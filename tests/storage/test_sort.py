@@ -40,7 +40,8 @@ def add_in_pieces(sorter: ExternalSorter, rows: list[tuple[int, int]], step: int
 
 def stable_order(rows: list[tuple[int, int]]) -> list[int]:
     words = np.array(rows, np.uint64).reshape(-1, 2)
-    return np.lexsort((words[:, 1], words[:, 0])).tolist()
+    found: list[int] = np.lexsort((words[:, 1], words[:, 0])).tolist()
+    return found
 
 
 def positions(tables: Sequence[pa.Table]) -> list[int]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from datapipe.errors import LimitError, SourceError
 from datapipe.storage.formats import jsonl, records
+from datapipe.storage.formats.shapes import fitted
 from datapipe.storage.source import Limits, Source, open_source
 from tests.storage.sources import column_of, ordinals_of, refused_by, rows_of, write, write_jsonl
 
@@ -45,7 +46,7 @@ def test_a_column_is_of_the_type_that_holds_all_its_values(
 ) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [{"a": value} for value in values])
     assert open_source(path).schema == pa.schema([("a", kind)])
-    assert column_of(path, "a") == pa.array([jsonl.fitted(value, kind) for value in values], kind).to_pylist()
+    assert column_of(path, "a") == pa.array([fitted(value, kind) for value in values], kind).to_pylist()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -17,7 +17,10 @@ from datapipe.storage.source import open_source, scan
 from tests.storage.sources import WRITERS, cut, write_jsonl
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from datapipe.storage.source import Source
 
 
 def expected_ids(frame: pl.DataFrame) -> list[bytes]:
@@ -45,7 +48,7 @@ def test_queries_are_answered_as_on_the_collected_frame(tmp_path: Path) -> None:
     )
     lazy = scan(cut(frame, tmp_path / "rows", suffix="csv", files=3))
     whole = lazy.collect()
-    for query in (
+    queries: list[Callable[[Any], Any]] = [
         lambda rows: rows.filter(pl.col("n") > 990).select("row_id", "x"),
         lambda rows: rows.select("n"),
         lambda rows: rows.select("row_id"),
@@ -53,18 +56,22 @@ def test_queries_are_answered_as_on_the_collected_frame(tmp_path: Path) -> None:
         lambda rows: rows.select(pl.len()),
         lambda rows: rows.filter(pl.col("text") == "row 5"),
         lambda rows: rows.select(pl.col("x").sum()),
-    ):
+    ]
+    for query in queries:
         assert query(lazy).collect().equals(query(whole.lazy()).collect())
 
 
 def test_nothing_is_read_before_the_frame_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [{"a": 1, "b": 2}])
-    asked = []
+    asked: list[Any] = []
     source_type = type(open_source(path))
     original = source_type.batches
-    monkeypatch.setattr(
-        source_type, "batches", lambda self, columns=None, **kw: asked.append(columns) or original(self, columns, **kw)
-    )
+
+    def noted(self: Source, columns: Any = None, **given: Any) -> Any:
+        asked.append(columns)
+        return original(self, columns, **given)
+
+    monkeypatch.setattr(source_type, "batches", noted)
     lazy = scan(path).filter(pl.col("a") > 0)
     assert asked == []
     lazy.select("b").collect()

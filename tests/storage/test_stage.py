@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 
 from datapipe.errors import IntegrityError, OutputError
-from datapipe.storage import atomic
 from datapipe.storage.digest import file_sha256
 from datapipe.storage.stage import StageIdentity, StageStore
 
@@ -117,7 +116,7 @@ def test_a_full_disk_is_told_with_the_file_and_what_to_do(tmp_path: Path, monkey
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(atomic.os, "fsync", full)
+    monkeypatch.setattr("datapipe.storage.atomic.os.fsync", full)
     with pytest.raises(OutputError, match=r"x\.parquet: no space is left on the device; free some space"):
         stage.write_table("x.parquet", TABLE)
     assert list(stage.path.iterdir()) == []

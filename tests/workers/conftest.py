@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-TINY = {
+TINY: dict[str, Any] = {
     "model_type": "bert",
     "num_hidden_layers": 2,
     "num_attention_heads": 4,

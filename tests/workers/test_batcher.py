@@ -20,7 +20,7 @@ from datapipe.workers.spec import ModelSpec
 from tests.workers.echo import Echo, EchoItem, Ready
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from datapipe.workers.batcher import Batch
 
@@ -142,7 +142,8 @@ def test_once_stopped_whatever_waits_is_failed_and_everything_after_refused() ->
     assert [str(fault) for fault in faults] == ["closed"] * 3
     assert len(set(map(id, faults))) == 3
     assert (queue.waiting, queue.take(ONLINE), queue.take(BULK)) == (0, None, None)
-    for refused in (lambda: queue.admit(ONLINE, 1), lambda: queue.submit(ticket([1], BULK))):
+    calls: list[Callable[[], Any]] = [lambda: queue.admit(ONLINE, 1), lambda: queue.submit(ticket([1], BULK))]
+    for refused in calls:
         with pytest.raises(WorkerStoppedError, match="closed"):
             refused()
 

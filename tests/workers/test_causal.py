@@ -25,6 +25,8 @@ from tests.workers.tiny import CAUSAL, save_model, text_folder
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from datapipe.workers.spec import DtypeName
+
 CPU = torch.device("cpu")
 MAPPING = "MODEL_FOR_CAUSAL_LM_MAPPING"
 
@@ -58,7 +60,7 @@ def open_task(folder: Path, **spec: Any) -> CausalTask:
     return CausalTask.open(ModelFolder("m", folder), spec=stated, device=CPU, dtype=torch.float32)
 
 
-def run(folder: Path, items: list[CausalItem], *, dtype: str = "float32") -> list[CausalScores]:
+def run(folder: Path, items: list[CausalItem], *, dtype: DtypeName = "float32") -> list[CausalScores]:
     with LocalWorker([ModelSpec("m", str(folder), task="causal", dtype=dtype)], device="cpu") as worker:
         return worker.run("causal", items, model="m")
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from datapipe.workers.spec import DtypeName
+
 MINILM = embedded_folder("all-MiniLM-L6-v2")
 CPU = torch.device("cpu")
 
@@ -48,7 +50,9 @@ def official(reference: pa.Table) -> np.ndarray:
     return np.array(reference["vector"].to_pylist(), np.float32)
 
 
-def embed(texts: list[str], *, dtype: str = "float32", source: str = "embedded:all-MiniLM-L6-v2") -> list[Embedding]:
+def embed(
+    texts: list[str], *, dtype: DtypeName = "float32", source: str = "embedded:all-MiniLM-L6-v2"
+) -> list[Embedding]:
     with LocalWorker([ModelSpec("m", source, dtype=dtype)], device="cpu") as worker:
         return worker.run("embed", [TextItem(text) for text in texts], model="m")
 

@@ -39,8 +39,9 @@ def test_an_item_error_keeps_its_message_its_index_its_notes_and_its_traceback()
 
 
 def made(name: str) -> DatapipeError:
-    fields: dict[str, Any] = {"ItemError": {"index": 2}, "OverloadedError": {"retry_after": 2.5}}.get(name, {})
-    return getattr(errors, name)("what was wrong", **fields)
+    fields: dict[str, dict[str, Any]] = {"ItemError": {"index": 2}, "OverloadedError": {"retry_after": 2.5}}
+    kind: type[DatapipeError] = getattr(errors, name)
+    return kind("what was wrong", **fields.get(name, {}))
 
 
 @pytest.mark.parametrize("name", errors.__all__)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from datapipe.storage.arrays import Int32
+    from datapipe.workers.encoders.attention import Spans
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
 
@@ -88,6 +90,8 @@ def same_direction(given_states: torch.Tensor, expected: torch.Tensor, *, least:
 @on_cuda
 @pytest.mark.parametrize("kind", ["embedded", "xlm-roberta", "modernbert"])
 def test_replays_equal_eager_passes_whatever_was_replayed_before(tmp_path: Path, kind: str) -> None:
+    encoder: Any
+    exact: Any
     if kind == "embedded":
         encoder, exact = embedder("cuda", torch.bfloat16), embedder("cpu", torch.float32)
     else:
@@ -151,7 +155,7 @@ def test_lanes_record_and_replay_side_by_side_with_bulk_batches() -> None:
     bulk = batch_of([200] * 300, seed=9)
     expected_bulk = encoder.hidden(bulk).cpu()
     small = [batch_of([length] * texts, seed=length) for length, texts in ((5, 3), (30, 8), (100, 2), (250, 6))]
-    expected = [in_a_lane(lambda batch=batch: encoder.hidden(batch), enabled=False) for batch in small]
+    expected = [in_a_lane(partial(encoder.hidden, batch), enabled=False) for batch in small]
     start = threading.Barrier(4)
 
     def online(lane: int) -> None:
@@ -188,7 +192,7 @@ def test_what_cannot_be_recorded_stays_eager_for_good(
     expected = encoder.hidden(batch).cpu()
     forward = encoder._replays._forward
 
-    def waiting(spans: graphs.Spans) -> torch.Tensor:
+    def waiting(spans: Spans) -> torch.Tensor:
         states = forward(spans)
         states.cpu()  # waits for the device, which nothing that is recorded may do
         return states

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,6 +26,8 @@ from tests.workers.tiny import PROCESSOR, VISION, save_model, vision_folder
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from datapipe.workers.spec import DtypeName
+
 CPU = torch.device("cpu")
 CLASS_TOKEN = {"deit", "vit", "vit_msn"}
 REFUSED = {"vit_mae"}
@@ -37,7 +39,7 @@ def images(data: Path) -> list[bytes]:
     return files
 
 
-def run(folder: Path, images: list[bytes], *, task: str = "embed_image", dtype: str = "float32") -> list[Any]:
+def run(folder: Path, images: list[bytes], *, task: str = "embed_image", dtype: DtypeName = "float32") -> list[Any]:
     with LocalWorker([ModelSpec("m", str(folder), task=task, dtype=dtype)], device="cpu") as worker:
         return worker.run(task, [ImageItem(image) for image in images], model="m")
 
@@ -58,7 +60,7 @@ def processed(images: list[bytes]) -> torch.Tensor:
     return torch.from_numpy(np.stack(transformers.ViTImageProcessorPil(**PROCESSOR)(pictures)["pixel_values"])).float()
 
 
-def pooled(kind: str, given: Any) -> torch.Tensor:
+def pooled(kind: str, given: Any) -> Any:
     if kind in CLASS_TOKEN:
         return given.last_hidden_state[:, 0]
     if kind == "ijepa":
@@ -171,7 +173,7 @@ def test_an_image_whose_vector_is_not_finite_is_named(tmp_path: Path, images: li
             return torch.tensor([[1.0, 2.0], [torch.nan, 0.0]])
 
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
-    task = EmbedImageTask(Faulty(Preprocessing.of(ModelFolder("m", tmp_path))), CPU)
+    task = EmbedImageTask(cast("Any", Faulty(Preprocessing.of(ModelFolder("m", tmp_path)))), CPU)
     with pytest.raises(FloatingPointError, match="the output of image 1 of the batch is not finite"):
         task.forward(task.prepare_many([ImageItem(image) for image in images[:2]]))
 

@@ -56,7 +56,7 @@ def test_a_tokenizer_without_a_limit_sets_none(tmp_path: Path) -> None:
         ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": False}, "max"),
     ],
 )
-def test_pooling_is_read_in_its_old_and_its_new_form(tmp_path: Path, pooling: dict[str, Any], mode: str) -> None:
+def test_pooling_is_read_in_its_old_and_its_new_form(tmp_path: Path, pooling: dict[str, Any], mode: Any) -> None:
     folder = written(tmp_path, {"modules.json": MODULES, "1_Pooling/config.json": pooling})
     assert SentenceLayout.of(folder) == SentenceLayout(folder, pooling=mode, normalised=False)
 

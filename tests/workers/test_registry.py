@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 def test_a_loaded_model_says_what_it_is() -> None:
     loaded = ModelRegistry().load(DEFAULT_EMBEDDER, "cpu")
     assert loaded.spec == DEFAULT_EMBEDDER
-    assert isinstance(loaded.task, EmbedTask)
+    task: Any = loaded.task
+    assert isinstance(task, EmbedTask)
     assert loaded.dim == 384
     assert len(loaded.digest) == 64
     assert loaded.bits.keys() == {"device", "kind", "dtype", "torch", "threads"}
@@ -62,9 +63,14 @@ def test_threads_that_ask_at_once_load_a_model_once(
     tiny_bert: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, together = ModelSpec("m", str(tiny_bert())), threading.Barrier(4)
-    loads = []
+    loads: list[Any] = []
     load = registry_module._load
-    monkeypatch.setattr(registry_module, "_load", lambda *given: loads.append(given) or load(*given))
+
+    def noted(*given: Any) -> Any:
+        loads.append(given)
+        return load(*given)
+
+    monkeypatch.setattr(registry_module, "_load", noted)
     registry = ModelRegistry()
 
     def ask(_: int) -> int:
@@ -132,7 +138,8 @@ def test_devices_that_are_not_there_are_refused() -> None:
 
 
 def test_tasks_are_found_by_name() -> None:
-    assert find_task("embed") is EmbedTask
+    known: Any = find_task("embed")
+    assert known is EmbedTask
     with pytest.raises(ConfigError, match=r"there is no task 'nothing'; known are .*embed"):
         find_task("nothing")
 
@@ -144,8 +151,10 @@ def test_a_name_belongs_to_one_task() -> None:
     class Other(EmbedTask):
         name = "shout"
 
-    assert register(Shout) is register(Shout) is find_task("shout")
-    for task in (Other, EmbedTask):
+    shout: Any = Shout
+    assert register(shout) is register(shout) is find_task("shout")
+    others: list[Any] = [Other, EmbedTask]
+    for task in others:
         with pytest.raises(ConfigError, match=f"a task named '{task.name}' exists already"):
             register(task)
 

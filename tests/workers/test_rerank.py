@@ -69,7 +69,7 @@ def cosines(items: list[RerankItem]) -> np.ndarray:
             np.stack([each.vector for each in worker.run("embed", [TextItem(text) for text in texts], model="m")])
             for texts in ([item.query for item in items], [item.document for item in items])
         )
-    return (one * two).sum(axis=1)
+    return np.asarray((one * two).sum(axis=1))
 
 
 def score(task: RerankTask, items: Sequence[RerankItem]) -> list[RerankScore]:

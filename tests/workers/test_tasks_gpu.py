@@ -27,9 +27,10 @@ pytestmark = [
 DTYPES = ["float32", "bfloat16"]
 
 
-def both(folder: Path, task: str, items: list[Any], *, dtype: str) -> list[list[Any]]:
+def both(folder: Path, task: str, items: list[Any], *, dtype: Any) -> list[list[Any]]:
     found = []
-    for device, precision in (("cpu", "float32"), ("cuda", dtype)):
+    asked: list[tuple[str, Any]] = [("cpu", "float32"), ("cuda", dtype)]
+    for device, precision in asked:
         with LocalWorker([ModelSpec("m", str(folder), task=task, dtype=precision)], device=device) as worker:
             found.append(worker.run(task, items, model="m"))
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ CLS, SEP = 101, 102
 
 
 def test_the_file_s_own_padding_and_truncation_are_off() -> None:
-    settings = MINILM.json("tokenizer.json")
+    settings: Any = MINILM.json("tokenizer.json")
     assert settings["truncation"]["max_length"] == 128
     assert settings["padding"]["strategy"] == {"Fixed": 128}
     short, long = TextTokenizer(MINILM, max_length=256).encode(["hi", "word " * 200])
@@ -88,7 +88,7 @@ def test_what_is_no_text_is_refused_by_its_index(texts: list[str], index: int, m
 
 
 def test_a_text_without_tokens_is_refused_by_its_index(tmp_path: Path) -> None:
-    settings = MINILM.json("tokenizer.json")
+    settings: Any = MINILM.json("tokenizer.json")
     settings["post_processor"] = None
     (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
     with pytest.raises(ItemError, match="item 1 has no tokens") as caught:

@@ -62,7 +62,7 @@ def cells_of(column: pa.Field) -> SearchStrategy[Any]:
 
 def same(one: Any, other: Any) -> bool:
     if isinstance(one, np.ndarray):
-        return one.dtype == other.dtype and one.tobytes() == other.tobytes()
+        return bool(one.dtype == other.dtype and one.tobytes() == other.tobytes())
     return type(one) is type(other) and one == other
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -264,20 +264,21 @@ def test_draining_finishes_the_calls_that_run_and_refuses_new_ones(worker: Local
 @pytest.mark.parametrize("option", ["threads", "token_budget", "max_items", "queue_items"])
 def test_options_out_of_range_are_refused(option: str) -> None:
     with pytest.raises(ConfigError, match=f"the '{option}' parameter of LocalWorker must be at least 1. Got 0"):
-        LocalWorker(**{option: 0})
+        LocalWorker(**cast("Any", {option: 0}))
 
 
 @pytest.mark.parametrize(("option", "value"), [("bulk_share", 1.0), ("bulk_share", -0.1), ("stuck_seconds", 0.0)])
 def test_shares_and_times_out_of_range_are_refused(option: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"the '{option}' parameter of LocalWorker must be .* Got {value}"):
-        LocalWorker(**{option: value})
+        LocalWorker(**cast("Any", {option: value}))
 
 
 @pytest.fixture(scope="module")
 def texts(data: Path) -> list[str]:
     import pyarrow.parquet as pq
 
-    return pq.read_table(data / "banking77.parquet")["text"].to_pylist()[:150]
+    found: list[str] = pq.read_table(data / "banking77.parquet")["text"].to_pylist()[:150]
+    return found
 
 
 def embed(worker: Worker, texts: list[str]) -> np.ndarray:
@@ -331,7 +332,7 @@ def test_a_loaded_model_states_what_changes_its_bits() -> None:
 
 def test_items_and_results_travel_through_the_declared_schemas() -> None:
     items = [TextItem("a"), TextItem("")]
-    results = [Embedding(np.float32([0.5, -1.0]), 3, True), Embedding(np.float32([1, 2]), 2, False)]  # noqa: FBT003
+    results = [Embedding(np.array([0.5, -1.0], np.float32), 3, True), Embedding(np.array([1, 2], np.float32), 2, False)]  # noqa: FBT003
     sent = pa.Table.from_pylist([{"text": item.text} for item in items], schema=EmbedTask.item_schema())
     assert [TextItem(**row) for row in sent.to_pylist()] == items
     columns = EmbedTask.result_schema().names

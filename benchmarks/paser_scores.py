@@ -91,7 +91,7 @@ def load(work: Path) -> Prepared:
     with np.load(work / "tokens.npz") as found:
         lessons = {part: Lessons(*(found[f"{part} {name}"] for name in _LESSON)) for part in PARTS}
     with np.load(work / "vectors.npz") as found:
-        questions, answers = _unit(found["questions"]), _unit(found["answers"])
+        answers = _unit(found["answers"])
     with np.load(work / "clusters.npz") as found:
         labels, places, names = found["labels"], found["places"], tuple(found["names"].tolist())
     rows = {
@@ -99,7 +99,6 @@ def load(work: Path) -> Prepared:
         "clusters": len(names),
         "tokens": lessons["answers"].answers,
         "prompt_tokens": lessons["answers"].prompts,
-        "questions": questions,
         "answers": answers,
         "texts": [(row["instruction"], row["input"], row["response"]) for row in data.pool],
     }

@@ -134,7 +134,7 @@ def _stages(source: Source, models: Models, embedder: LocalWorker, asked: argpar
         ),
         FindSkills(SkillsConfig(), device, arithmetic_bits(device)),
         *measuring,
-        Pick.of(PickConfig(budget=Budget(fraction=KEEP)), damage=measuring[-1].name, device=device),
+        Pick(PickConfig(budget=Budget(fraction=KEEP)), damage=measuring[-1].name),
         ExportInstructions(source, digests, columns),
     ]
 

@@ -1,16 +1,18 @@
 """Which rows contradict others, and what to do about it.
 
     paper           concepts of each row -> graph -> a row is refused whose known concepts were never seen together
-    contradiction   near-equal instructions with answers far apart -> the row that fewer others agree with goes
+    contradiction   the same words asked, answers far apart -> the row that fewer others agree with goes
     off
 
 `paper` is the rule of PASER's published program (arXiv 2502.12594, "NTEM", concept consistency graph), made anew from
 its description for comparison: it refuses what repeats, so mathematics and code, and depends on the order of the rows.
-Ours looks at answers and at no order but that of the ranking. Raises `ConfigError`.
+Ours looks at answers and at no order but that of the ranking. It compares what is asked word by word: a vector of a
+passage and a question is that of the passage, so near vectors ask different things. Raises `ConfigError`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
@@ -22,16 +24,24 @@ from datapipe.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from datapipe.storage.arrays import Bool, Float32, Int64
+    from datapipe.storage.arrays import Bool, Float32, Int64, UInt64
 
 Conflicts = Literal["contradiction", "paper", "off"]
 CONFLICTS: tuple[str, ...] = get_args(Conflicts)
 
-SAME_QUESTION, OTHER_ANSWER = 0.95, 0.5
-_NEAR = 15
+OTHER_ANSWER = 0.5
+"""Cosine below which two answers say something else."""
+MOST_ANSWERS = 64
+"""Rows that ask the same up to which they are one question; more are a task that has no one answer."""
 _CUT = (1_500, 500, 1_000)
 """Characters of instruction, input and answer that concepts are taken from."""
 _SPLIT = re.compile(r"[^\w'-]+|(?<=\w)[.,;:!?]+\s*")
+_ASKED = re.compile(r"\w+|[^\w\s.,;:!?\"'`\u2018-\u201d\u2026]")
+_ARTICLES = ("a", "an", "the", "this", "that", "these", "those")
+_FILLERS = frozenset(
+    (*_ARTICLES, "of", "to", "for", "and", "is", "are", "be", "please", "can", "could", "would", "you")
+)
+"""Words that are in or out without another thing being asked for."""
 _PUNCTUATION = re.compile(r"[.,;:!?()\[\]{}\"“”\n\r\t/\\|]+")
 
 
@@ -101,62 +111,69 @@ def by_concepts(rows: Iterable[tuple[str, str, str]]) -> Verdict:
     return Verdict(against < 0, against)
 
 
-def by_contradiction(
-    questions: Float32,
-    answers: Float32,
-    rank: Int64,
-    *,
-    same: float = SAME_QUESTION,
-    other: float = OTHER_ANSWER,
-    device: str = "cpu",
-    threads: int | None = None,
-) -> Verdict:
-    """Refuse a row that answers otherwise than a better one what is nearly the same question.
+def asked_keys(rows: Iterable[Sequence[str]]) -> UInt64:
+    """A number for what each row asks, uint64 (rows,): equal where the same words are asked in the same order.
 
-    Two rows contradict each other if their questions' cosine is at least `same` and their answers' below `other`, and
-    agree if both are near. Rows are taken by how many more of their 15 nearest agree than contradict, most first, then
-    by rank; one is refused if it contradicts one taken. The order of the file plays no part.
+    Case, punctuation and articles do not count; signs and digits do.
 
     Args:
-        questions: Vectors of instruction and input, float32 (rows, dim), unit length.
+        rows: What was said before the answer, in order: earlier turns, instruction, input.
+    """
+    keys = []
+    for parts in rows:
+        words = _ASKED.findall("\n".join(parts).lower())
+        told = [word for word in words if word not in _FILLERS] or words
+        keys.append(hashlib.blake2b("\n".join(told).encode(), digest_size=8).digest())
+    return np.frombuffer(b"".join(keys), ">u8").astype(np.uint64)
+
+
+def by_contradiction(asked: UInt64, answers: Float32, rank: Int64, *, other: float = OTHER_ANSWER) -> Verdict:
+    """Refuse a row that answers otherwise than a better one what is the same question.
+
+    Rows that ask the same contradict each other if their answers' cosine is below `other`, and else agree. They are
+    taken by how many more agree than contradict, most first, then by rank; one is refused if it contradicts one taken.
+    The order of the file plays no part. What more than 64 rows ask has many answers, and none is refused.
+
+    Args:
+        asked: Of `asked_keys`, uint64 (rows,).
         answers: Vectors of the answers, float32 (rows, dim), unit length.
         rank: Place of each row in the order of preference, int64 (rows,), all different.
-        same: Cosine of questions that ask the same.
         other: Cosine of answers that say something else.
-        device: Where neighbours are searched.
-        threads: Host threads; None takes the CPUs this process may use. Does not change the result.
 
     Raises:
         ConfigError: The arrays differ in rows.
     """
-    from datapipe.paser.graph import neighbours
-
-    if not len(questions) == len(answers) == len(rank):
-        raise ConfigError(f"{len(questions)} questions, {len(answers)} answers and {len(rank)} ranks are of one pool")
-    count = len(questions)
-    verdict = Verdict(np.ones(count, np.bool_), np.full(count, -1, np.int64))
-    if count < 2:  # noqa: PLR2004 - nobody to contradict
-        return verdict
-    found = neighbours(questions, k=min(_NEAR, count - 1), device=device, threads=threads)
-    near = (found.rows >= 0) & (found.cosines >= same)
-    left, place = np.nonzero(near)
-    right = found.rows[left, place]
-    alike = np.einsum("ij,ij->i", answers[left], answers[right])
-    clashing = alike < other
-    support = np.bincount(left[~clashing], minlength=count) - np.bincount(left[clashing], minlength=count)
-    opposed: dict[int, set[int]] = {}
-    for one, two in zip(left[clashing].tolist(), right[clashing].tolist(), strict=True):
-        opposed.setdefault(one, set()).add(two)
-        opposed.setdefault(two, set()).add(one)
-    taken: set[int] = set()
-    for row in sorted(opposed, key=lambda each: (-int(support[each]), int(rank[each]))):
-        better = opposed[row] & taken
-        if better:
-            verdict.kept[row] = False
-            verdict.against[row] = min(better, key=lambda each: int(rank[each]))
-        else:
-            taken.add(row)
+    if not len(asked) == len(answers) == len(rank):
+        raise ConfigError(f"{len(asked)} questions, {len(answers)} answers and {len(rank)} ranks are of one pool")
+    verdict = Verdict(np.ones(len(asked), np.bool_), np.full(len(asked), -1, np.int64))
+    order = np.lexsort((rank, asked))
+    for start, end in _groups(asked[order]):
+        if 1 < end - start <= MOST_ANSWERS:
+            _settle(order[start:end], answers, other, verdict)
     return verdict
+
+
+def _groups(keys: UInt64) -> Iterable[tuple[int, int]]:
+    """Start and end of each run of equal keys."""
+    starts = [0, *(np.flatnonzero(keys[1:] != keys[:-1]) + 1).tolist()]
+    return zip(starts, [*starts[1:], len(keys)], strict=True)
+
+
+def _settle(rows: Int64, answers: Float32, other: float, verdict: Verdict) -> None:
+    """Take the rows of one question, in order of rank, that do not contradict each other; write down the others."""
+    own = answers[rows]
+    clashing = own @ own.T < other
+    np.fill_diagonal(clashing, val=False)
+    if not clashing.any():
+        return
+    taken: list[int] = []
+    for place in np.argsort(clashing.sum(1), kind="stable").tolist():
+        better = [each for each in taken if clashing[place, each]]
+        if better:
+            verdict.kept[rows[place]] = False
+            verdict.against[rows[place]] = rows[min(better)]
+        else:
+            taken.append(place)
 
 
 def acceptance(kept: Bool, labels: Int64, *, clusters: int) -> Sequence[float]:

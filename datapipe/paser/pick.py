@@ -19,7 +19,7 @@ import numpy as np
 from datapipe.errors import BudgetError, ConfigError
 from datapipe.paser import ies
 from datapipe.paser.allocate import WINSOR, Degradation, degradation, fitting
-from datapipe.paser.conflicts import Verdict, acceptance, by_concepts, by_contradiction
+from datapipe.paser.conflicts import Verdict, acceptance, asked_keys, by_concepts, by_contradiction
 from datapipe.paser.pick_config import METHODS, Choice, Method, PickConfig, PickRows, undamaged
 from datapipe.paser.pick_paper import picks_of_paper
 from datapipe.paser.pick_shares import quotas_of, weights_of
@@ -88,7 +88,7 @@ class Picks:
         return {name: count for name, count in zip(REASONS, numbers, strict=True) if count or name == REASONS[_KEPT]}
 
 
-def pick(rows: PickRows, config: PickConfig, *, device: str = "cpu", threads: int | None = None) -> Picks:
+def pick(rows: PickRows, config: PickConfig) -> Picks:
     """Choose rows for a budget.
 
     A budget of rows is met exactly, one of tokens is not exceeded, as long as there are rows that no conflict refuses.
@@ -97,8 +97,6 @@ def pick(rows: PickRows, config: PickConfig, *, device: str = "cpu", threads: in
     Args:
         rows: The pool.
         config: How.
-        device: Where neighbours are searched, for contradictions.
-        threads: Host threads for that; None takes the CPUs this process may use. Does not change the result.
 
     Raises:
         BudgetError: There are no rows, no damage was measured and the method needs it, or the budget keeps no row.
@@ -116,7 +114,7 @@ def pick(rows: PickRows, config: PickConfig, *, device: str = "cpu", threads: in
     if config.method == "paper":
         choice = picks_of_paper(rows, damage, config, costs=costs, budget=budget)
     else:
-        choice = _picks(rows, damage, config, costs=costs, budget=budget, device=device, threads=threads)
+        choice = _picks(rows, damage, config, costs=costs, budget=budget)
     if not len(choice.chosen):
         why = "each share rounds down to nothing" if config.method == "paper" else "the rows are longer, or refused"
         raise BudgetError(f"a budget of {budget:,} {unit} keeps none of {len(costs):,} rows: {why}; raise it")
@@ -133,9 +131,10 @@ def _check(rows: PickRows, config: PickConfig) -> None:
     if len(np.unique(rows.order)) != count:
         raise ConfigError("order must give every row a place of its own")
     needs = {"ifd": ("nll", "alone"), "ours": ("jsd",), "paper": ("jsd",), "top_jsd": ("jsd",)}
-    filters = {"contradiction": ("questions", "answers"), "paper": ("texts",)}
+    asked_by = ("texts",) if rows.asked is None else ()
+    filters = {"contradiction": ("answers", *asked_by), "paper": ("texts",)}
     asked = needs.get(config.method, ()) + filters.get(config.filter, ()) + ("sources",) * bool(config.source_prior)
-    for name in ("order", "tokens", "prompt_tokens", "jsd", "nll", "alone", "questions", "answers", "texts", "sources"):
+    for name in ("order", "tokens", "prompt_tokens", "jsd", "nll", "alone", "answers", "asked", "texts", "sources"):
         values = getattr(rows, name)
         if values is None and name in asked:
             raise ConfigError(f"{config.method} with conflicts {config.filter} needs {name} of the rows")
@@ -164,21 +163,12 @@ def _degradation(rows: PickRows, config: PickConfig) -> Degradation:
     return replace(found, score=np.nan_to_num(found.mean)) if paper else found
 
 
-def _picks(
-    rows: PickRows,
-    damage: Degradation,
-    config: PickConfig,
-    *,
-    costs: Int64,
-    budget: int,
-    device: str,
-    threads: int | None,
-) -> Choice:
+def _picks(rows: PickRows, damage: Degradation, config: PickConfig, *, costs: Int64, budget: int) -> Choice:
     """Ours and the baselines: an order of the pool, what conflicts refuse, and what the budget takes of the rest."""
     preferred = _preferred(rows, damage, config)
     rank = np.empty(len(preferred), np.int64)
     rank[preferred] = np.arange(len(preferred))
-    verdict = _verdict(rows, config, preferred, rank, device=device, threads=threads)
+    verdict = _verdict(rows, config, preferred, rank)
     everything = np.ones(len(preferred), np.bool_)
     unknown = np.full(rows.clusters, np.nan)
     if config.method != "ours":
@@ -213,19 +203,10 @@ def _preferred(rows: PickRows, damage: Degradation, config: PickConfig) -> Int64
     return ies.ranked(scores, order)
 
 
-def _verdict(
-    rows: PickRows, config: PickConfig, preferred: Int64, rank: Int64, *, device: str, threads: int | None
-) -> Verdict:
-    if config.filter == "contradiction" and rows.questions is not None and rows.answers is not None:
-        return by_contradiction(
-            rows.questions,
-            rows.answers,
-            rank,
-            same=config.same,
-            other=config.other,
-            device=device,
-            threads=threads,
-        )
+def _verdict(rows: PickRows, config: PickConfig, preferred: Int64, rank: Int64) -> Verdict:
+    if config.filter == "contradiction" and rows.answers is not None:
+        keys = rows.asked if rows.asked is not None else asked_keys(each[:2] for each in rows.texts or ())
+        return by_contradiction(keys, rows.answers, rank, other=config.other)
     verdict = Verdict(np.ones(len(rank), np.bool_), np.full(len(rank), -1, np.int64))
     if config.filter == "paper" and rows.texts is not None:
         asked = preferred[np.argsort(rows.labels[preferred], kind="stable")]

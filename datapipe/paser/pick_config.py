@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from datapipe.errors import ConfigError
-from datapipe.paser.conflicts import CONFLICTS, OTHER_ANSWER, SAME_QUESTION, Conflicts
+from datapipe.paser.conflicts import CONFLICTS, OTHER_ANSWER, Conflicts
 from datapipe.paser.ies import RULES, alpha_of
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datapipe.paser.allocate import Degradation
     from datapipe.paser.conflicts import Verdict
     from datapipe.selection.budget import Budget
-    from datapipe.storage.arrays import Bool, Float32, Float64, Int64
+    from datapipe.storage.arrays import Bool, Float32, Float64, Int64, UInt64
 
 Method = Literal["ours", "paper", "random", "stratified", "longest", "ifd", "top_jsd"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -42,8 +42,7 @@ class PickConfig:
         ceiling: Largest part of the budget of a cluster while another can take it, 0 ... 1.
         conflicts: `contradiction`, `paper` or `off`; None is the method's own: contradiction for `ours`, paper for
             `paper`, off for the baselines.
-        same: Cosine of two questions that ask the same, for `contradiction`.
-        other: Cosine below which two answers say something else.
+        other: Cosine below which two answers say something else, for `contradiction`.
         prior_rows: Rows' worth of the mean of all that a cluster's CDS is shrunk by, >= 0; unused by `paper`.
         noise: Damage that two runs of one model differ by, >= 0, taken off the CDS; unused by `paper`.
         seed: Of the intervals, and of the random order that the caller makes.
@@ -59,7 +58,6 @@ class PickConfig:
     floor: float = 0.0
     ceiling: float = 1.0
     conflicts: Conflicts | None = None
-    same: float = SAME_QUESTION
     other: float = OTHER_ANSWER
     prior_rows: float = 20.0
     noise: float = 0.0
@@ -95,7 +93,7 @@ class PickConfig:
         if self.method == "ours":
             names += ["rule", "power", "even", "cluster_prior", "source_prior", "floor", "ceiling"]
         if self.filter == "contradiction":
-            names += ["same", "other"]
+            names += ["other"]
         return {"conflicts": self.filter, **{name: getattr(self, name) for name in names}}
 
 
@@ -112,8 +110,9 @@ class PickRows:
         jsd: Mean divergence over the response's tokens, float64 (rows,), nats; NaN where not measured; None: nowhere.
         nll: Mean negative log-likelihood of the response under the pruned model, float64 (rows,); for `ifd`.
         alone: The same without the prompt; for `ifd`.
-        questions: Vectors of instruction and input, float32 (rows, dim), unit length; for contradictions.
-        answers: Vectors of the responses, likewise.
+        answers: Vectors of the responses, float32 (rows, dim), unit length; for contradictions.
+        asked: Key of what each row asks, uint64 (rows,), of `conflicts.asked_keys`; for contradictions. None takes it
+            from the texts.
         texts: Instruction, input and response of each row; for the paper's conflicts.
         sources: Place of each row's source among `source_names`, int64 (rows,); for a prior over sources.
         source_names: Names of the sources.
@@ -127,8 +126,8 @@ class PickRows:
     jsd: Float64 | None = None
     nll: Float64 | None = None
     alone: Float64 | None = None
-    questions: Float32 | None = None
     answers: Float32 | None = None
+    asked: UInt64 | None = None
     texts: Sequence[tuple[str, str, str]] | None = None
     sources: Int64 | None = None
     source_names: tuple[str, ...] = ()

@@ -118,7 +118,7 @@ class RecoveryWiring:
             self._skills(),
             *self._measuring(),
             *alone,
-            Pick.of(pick, damage=first, device=self._device),
+            Pick(pick, damage=first),
             Atlas(AtlasConfig(variants=self.measured, prior_rows=own.prior_rows, seed=own.seed)),
             ExportInstructions(self.source, tuple(digests), self.columns),
             self._report(),

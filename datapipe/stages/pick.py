@@ -1,16 +1,16 @@
 """Damage to the rows kept: the choice of `datapipe.paser.pick` over a run's files.
 
 Reads `skills/labels` and the damage of the first pruned model; `vectors` where contradictions are looked for, `alone`
-for the instruction-following difficulty, `pool/rows` for the published conflicts and for priors over sources. All are
-aligned and by row id. Writes `selection.parquet` (row_id, kept, reason, cluster, rank, tokens of prompt and response,
-jsd_mean, ies, conflict_with) and `clusters.parquet`, a row a cluster. Memory: some 200 bytes a row, and both vectors.
+for the instruction-following difficulty, `pool/rows` for conflicts and for priors over sources. All are aligned and by
+row id. Writes `selection.parquet` (row_id, kept, reason, cluster, rank, tokens of prompt and response, jsd_mean, ies,
+conflict_with) and `clusters.parquet`, a row a cluster. Memory: some 200 bytes a row, and the answers' vectors.
 Raises `BudgetError`, `ConfigError`, and `StageError` where the inputs are not of the same rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from datapipe.errors import StageError
 from datapipe.pipeline import Context, SetStage, StageOutput
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from datapipe.paser.pick import Picks
     from datapipe.paser.pick_config import PickConfig, PickRows
-    from datapipe.storage.arrays import Float32, Ids, Int64
+    from datapipe.storage.arrays import Float32, Ids, Int64, UInt64
     from datapipe.storage.stage import StageDir
 
 __all__ = ["CLUSTERS", "SELECTION", "Pick"]
@@ -38,8 +38,6 @@ class Pick(SetStage):
     Attributes:
         settings: How.
         damage: The stage that measured the first pruned model, as `stage` or `stage/family`.
-        device: Where neighbours are searched, for contradictions.
-        bits: Platform facts of that device; empty where nothing is searched.
     """
 
     name: ClassVar[str] = "pick"
@@ -47,15 +45,6 @@ class Pick(SetStage):
 
     settings: PickConfig
     damage: str
-    device: str = "cpu"
-    bits: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, settings: PickConfig, *, damage: str, device: str = "cpu") -> Self:
-        """The stage, with the facts of a device that it uses."""
-        from datapipe.stages.embedder import arithmetic_bits
-
-        return cls(settings, damage, device, arithmetic_bits(device) if settings.filter == "contradiction" else {})
 
     @property
     def config(self) -> dict[str, Any]:
@@ -70,14 +59,9 @@ class Pick(SetStage):
             asked.append("vectors")
         if self.settings.method == "ifd":
             asked.append("alone")
-        if self.settings.filter == "paper" or self.settings.source_prior:
+        if self.settings.filter != "off" or self.settings.source_prior:
             asked.append("pool/rows")
         return tuple(asked)
-
-    @property
-    def platform(self) -> Mapping[str, str]:
-        """As the device states it."""
-        return self.bits
 
     def run(
         self, inputs: Mapping[str, StageOutput], out: StageDir, context: Context
@@ -91,7 +75,7 @@ class Pick(SetStage):
         ids = _ids(inputs["skills"])
         rows = self._rows(inputs, ids)
         context.tick(0)
-        picks = pick(rows, self.settings, device=self.device, threads=context.workers)
+        picks = pick(rows, self.settings)
         _write_selection(out, ids, rows, picks, context)
         _write_clusters(out, picks, inputs["skills"].facts["names"])
         facts = {
@@ -119,8 +103,8 @@ class Pick(SetStage):
             more["nll"] = damage["nll_p"].astype(np.float64)
             more["alone"] = self._aligned(inputs, "alone", ["nll_alone"], ids)["nll_alone"].astype(np.float64)
         if settings.filter == "contradiction":
-            more["questions"] = _vectors(inputs["vectors"], "question", len(ids))
             more["answers"] = _vectors(inputs["vectors"], "answer", len(ids))
+            more["asked"] = _asked(inputs["pool"])
         if settings.filter == "paper":
             more["texts"] = _texts(inputs["pool"])
         if settings.source_prior:
@@ -188,6 +172,20 @@ def _vectors(vectors: StageOutput, name: str, rows: int) -> Float32:
         found[start : start + len(part)] = part
         start += len(part)
     return found
+
+
+def _asked(pool: StageOutput) -> UInt64:
+    """Key of what each row asks, after what was said before."""
+    import numpy as np
+
+    from datapipe.paser.conflicts import asked_keys
+
+    keys = []
+    for table in pool.tables("rows", columns=["instruction", "input", "history"]):
+        rows = table.to_pylist()
+        said = ([turn["content"] for turn in row["history"]] for row in rows)
+        keys.append(asked_keys([*each, row["instruction"], row["input"]] for each, row in zip(said, rows, strict=True)))
+    return np.concatenate([np.empty(0, np.uint64), *keys])
 
 
 def _texts(pool: StageOutput) -> list[tuple[str, str, str]]:

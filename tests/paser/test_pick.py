@@ -18,9 +18,10 @@ from datapipe.selection.budget import Budget
 
 def some_rows(count: int = 60, *, clusters: int = 4, seed: int = 0) -> PickRows:
     draws = np.random.default_rng(seed)
-    questions, answers = draws.normal(size=(2, count, 8)).astype(np.float32)
+    answers = draws.normal(size=(count, 8)).astype(np.float32)
     answers[1::7] = -answers[: len(answers[1::7])]
-    questions[1::7] = questions[: len(questions[1::7])]
+    asked = np.arange(count, dtype=np.uint64)
+    asked[1::7] = asked[: len(asked[1::7])]
     labels = draws.integers(0, clusters, count)
     return PickRows(
         labels=labels,
@@ -31,7 +32,7 @@ def some_rows(count: int = 60, *, clusters: int = 4, seed: int = 0) -> PickRows:
         jsd=draws.random(count) * 0.1 * (1 + labels),
         nll=draws.random(count) + 1,
         alone=draws.random(count) + 1.5,
-        questions=questions / np.linalg.norm(questions, axis=1, keepdims=True),
+        asked=asked,
         answers=answers / np.linalg.norm(answers, axis=1, keepdims=True),
         texts=[(f"word{at % 9} of word{at % 4}", "", f"answer{at % 6}") for at in range(count)],
         sources=labels % 2,
@@ -41,12 +42,12 @@ def some_rows(count: int = 60, *, clusters: int = 4, seed: int = 0) -> PickRows:
 
 def taken(rows: PickRows, which: np.ndarray) -> PickRows:
     """The same rows in another order, or some of them."""
-    arrays = ("labels", "order", "tokens", "prompt_tokens", "jsd", "nll", "alone", "questions", "answers", "sources")
+    arrays = ("labels", "order", "tokens", "prompt_tokens", "jsd", "nll", "alone", "asked", "answers", "sources")
     texts = [rows.texts[row] for row in which] if rows.texts is not None else None
     return replace(rows, texts=texts, **{name: getattr(rows, name)[which] for name in arrays})
 
 
-def picks(rows: PickRows, budget: Budget | int, method: str = "ours", **options: Any) -> Picks:
+def picks(rows: PickRows, budget: Budget | int, method: Any = "ours", **options: Any) -> Picks:
     given_ = Budget(rows=budget) if isinstance(budget, int) else budget
     return pick(rows, PickConfig(budget=given_, method=method, **options))
 
@@ -131,9 +132,18 @@ def test_contradictions_are_refused_with_the_row_they_contradict_and_the_budget_
     refused = found.reason == REASONS.index("contradicts")
     assert refused.sum() > 3
     assert found.kept.sum() == 45
-    assert (rows.questions[refused] == rows.questions[found.against[refused]]).all()
+    assert rows.asked is not None
+    assert (rows.asked[refused] == rows.asked[found.against[refused]]).all()
     assert (found.against[~refused] == -1).all()
     assert (found.clusters.acceptance < 1).any()
+
+
+def test_what_rows_ask_is_read_from_their_texts_where_no_key_is_given() -> None:
+    rows = some_rows(4)
+    texts = [("Name a fruit.", "", "x"), ("name fruit", "", "x"), ("Name two fruits", "", "x"), ("Sing", "", "x")]
+    found = picks(replace(rows, texts=texts, asked=None, answers=np.eye(8, dtype=np.float32)[:4]), 4)
+    assert found.counts == {"kept": 3, "contradicts": 1}
+    assert found.against[:2].max() in {0, 1}
 
 
 def test_where_conflicts_leave_too_few_rows_the_result_says_so() -> None:
@@ -281,6 +291,7 @@ def test_the_order_of_the_rows_changes_nothing(method: str, seed: int, budget: i
         (lambda: picks(some_rows(), 5, cluster_prior=((9, 1.0),)), ConfigError, "no cluster 9; .* 0 to 3"),
         (lambda: picks(some_rows(), 5, source_prior=(("x", 1.0),)), ConfigError, "source 'x'; sources are code, chat"),
         (lambda: picks(replace(some_rows(), answers=None), 5), ConfigError, "ours with .* needs answers of the rows"),
+        (lambda: picks(replace(some_rows(), asked=None, texts=None), 5), ConfigError, "needs texts of the rows"),
         (lambda: picks(replace(some_rows(), alone=None), 5, "ifd"), ConfigError, "needs alone"),
         (lambda: picks(replace(some_rows(), tokens=np.ones(3, np.int64)), 5), ConfigError, "60 labels, but 3 tokens"),
         (lambda: picks(replace(some_rows(), jsd=np.full(60, np.nan)), 5), BudgetError, "no row's damage was measured"),

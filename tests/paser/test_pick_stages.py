@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from datapipe.errors import StageError
+from datapipe.errors import ConfigError, StageError
 from datapipe.executors.local import LocalExecutor
 from datapipe.outputs import StageOutput
 from datapipe.paser.pick import PickConfig
@@ -102,13 +102,24 @@ class Run:
     def pick(self, method: str = "ours", **options: Any) -> dict[str, StageOutput]:
         settings = PickConfig(**{"budget": SHARE, "method": method, **options})
         export = ExportInstructions(self.source, self.digests, self.columns)
-        return self.go([Pick.of(settings, damage="damage_thin"), export], self.given)
+        return self.go([Pick(settings, damage="damage_thin"), export], self.given)
+
+
+def pool_rows() -> pa.Table:
+    """Real rows of two sources, one in five of which answers as another one does what that one is asked."""
+    table = pq.read_table("data/dolly_3k.parquet").slice(0, ROWS)
+    rows = table.to_pylist()
+    for at in range(ROWS // 5):
+        rows[-1 - at] |= {name: rows[at][name] for name in ("instruction", "input")}
+    for at, row in enumerate(rows):
+        row["source"] = "chat" if at % 3 else "code"
+    return pa.Table.from_pylist(rows, schema=table.schema)
 
 
 @pytest.fixture(scope="module")
 def alpaca(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("alpaca")
-    pq.write_table(pq.read_table("data/dolly_3k.parquet").slice(0, ROWS), folder / "pool.parquet")
+    pq.write_table(pool_rows(), folder / "pool.parquet")
     return Run(folder, folder / "pool.parquet")
 
 
@@ -164,16 +175,18 @@ def test_published_rule_and_baselines_run_over_the_same_files(alpaca: Run, metho
 
 
 def test_a_prior_over_sources_reads_them_from_the_pool(alpaca: Run) -> None:
-    shares = [
-        read(alpaca.pick(conflicts="off", source_prior=(("pool", worth),))["pick"], "clusters.parquet")["share"]
-        for worth in (1.0, 5.0)
-    ]
-    assert shares[0].to_pylist() == pytest.approx(shares[1].to_pylist())
+    plain, none = (
+        read(alpaca.pick(conflicts="off", source_prior=(("code", worth),))["pick"], "clusters.parquet")["share"]
+        for worth in (1.0, 0.0)
+    )
+    assert pc.sum(none).as_py() == pytest.approx(1)
+    assert none.to_pylist() != pytest.approx(plain.to_pylist(), rel=0.01)
+    with pytest.raises(ConfigError, match="no row is of the source 'x'; sources are chat, code"):
+        alpaca.pick(conflicts="off", source_prior=(("x", 2.0),))
 
 
 def test_the_order_and_the_format_of_the_source_change_no_choice(alpaca: Run, tmp_path: Path) -> None:
-    table = pq.read_table("data/dolly_3k.parquet").slice(0, ROWS)
-    turned = table.take(pa.array(np.random.default_rng(0).permutation(ROWS)))
+    turned = pool_rows().take(pa.array(np.random.default_rng(0).permutation(ROWS)))
     lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in turned.to_pylist())
     (tmp_path / "pool.jsonl").write_text(lines)
     again = Run(tmp_path, tmp_path / "pool.jsonl").pick(seed=5)
@@ -212,4 +225,4 @@ def test_damage_of_other_rows_is_refused(alpaca: Run) -> None:
     damage = alpaca.given["damage_thin"]
     turned = replace(damage, manifest=replace(damage.manifest, shards=damage.manifest.shards[::-1]))
     with pytest.raises(StageError, match="damage_thin is not aligned with skills/labels"):
-        alpaca.go([Pick.of(PickConfig(budget=SHARE), damage="damage_thin")], {**alpaca.given, "damage_thin": turned})
+        alpaca.go([Pick(PickConfig(budget=SHARE), damage="damage_thin")], {**alpaca.given, "damage_thin": turned})

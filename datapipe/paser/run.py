@@ -15,7 +15,7 @@ import shutil
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from datapipe.storage.digest import plain
 
@@ -49,6 +49,18 @@ class RecoveryResult:
     out: Path
     manifest: Mapping[str, Any]
     timings: tuple[StageTiming, ...] = field(default=())
+
+    @classmethod
+    def open(cls, out: str | os.PathLike[str]) -> Self:
+        """Open a finished selection again. Raises `SourceError` where there is none."""
+        from datapipe.errors import SourceError
+        from datapipe.storage.verify import read_run_manifest
+
+        folder = Path(out)
+        manifest = read_run_manifest(folder)
+        if manifest.get("kind") != "paser":
+            raise SourceError(f"{folder} holds a run of {manifest.get('kind')}, not a selection for recovery")
+        return cls(out=folder, manifest=manifest)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -153,6 +165,7 @@ def select_recovery(
         LockedError: Another process is writing to the run folder.
         OutputError: The disk is full or cannot be written; what is finished stays.
     """
+    from datapipe.paser.publication import publish_selection
     from datapipe.runs import record_seconds
     from datapipe.storage.lock import exclusive
 
@@ -163,7 +176,7 @@ def select_recovery(
         with exclusive(folder):
             digests = _digests(wiring.source, folder)
             outputs, timings = _made(wiring, digests, folder, progress)
-            manifest = _publish(wiring, digests, folder, outputs)
+            manifest = publish_selection(wiring, digests, folder, outputs)
             record_seconds(folder, stages=timings)
     finally:
         wiring.close()
@@ -229,73 +242,3 @@ def _made(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return outputs, pipeline.timings
-
-
-def _publish(
-    wiring: RecoveryWiring, digests: Sequence[str], folder: Path, outputs: Mapping[str, StageOutput]
-) -> dict[str, Any]:
-    """Put the files into the folder, all at once; returns the manifest."""
-    from datapipe.storage.digest import digest_of
-    from datapipe.storage.publish import publish
-    from datapipe.storage.refused import REJECTED
-
-    files: dict[str, Path | bytes] = {name: outputs[stage].path / name for name, stage in FILES.items()}
-    if outputs["pool"].has(REJECTED):
-        files[REJECTED] = outputs["pool"].path / REJECTED
-    manifest = _manifest(wiring, digests, outputs, names=sorted(files))
-    files["manifest.json"] = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
-    publish(folder, files, key=digest_of(manifest)[:24])
-    return manifest
-
-
-FILES = {
-    "kept.parquet": "exported",
-    "train.parquet": "exported",
-    "dataset_info.json": "exported",
-    "selection.parquet": "pick",
-    "clusters.parquet": "pick",
-    "damage.parquet": "atlas",
-    "report.html": "paser_report",
-}
-"""What a run leaves, and the stage that makes it."""
-
-
-def _manifest(
-    wiring: RecoveryWiring, digests: Sequence[str], outputs: Mapping[str, StageOutput], *, names: Sequence[str]
-) -> dict[str, Any]:
-    """What manifest.json says; no host, time or output path, so that equal runs have equal manifests."""
-    from datapipe.paser.wiring import embedder_facts
-    from datapipe.runs import stage_entry, versions
-    from datapipe.storage.stage import FORMAT_VERSION
-
-    config, pick, skills = wiring.config, outputs["pick"].facts, outputs["skills"].facts
-    infos = {shard.name: shard for output in outputs.values() for shard in output.manifest.shards}
-    rejected = {f"rejected_{reason}": rows for reason, rows in outputs["pool"].facts["rejected"].items()}
-    return {
-        "format": FORMAT_VERSION,
-        "kind": "paser",
-        "config": plain(config),
-        "source": {
-            "format": wiring.source.format,
-            "files": [
-                {"name": file.uri, "bytes": file.size, "sha256": digest}
-                for file, digest in zip(wiring.source.files, digests, strict=True)
-            ],
-        },
-        "columns": plain(wiring.columns),
-        "models": {**wiring.models.facts, "bits": dict(wiring.models.bits), "embedder": embedder_facts(wiring)},
-        "versions": versions(),
-        "counts": {**pick["counts"], **rejected},
-        "selection": {
-            "method": config.pick.method,
-            "budget": plain(config.budget),
-            "conflicts": config.pick.filter,
-            "warnings": list(pick["warnings"]),
-        },
-        "skills": {name: skills[name] for name in ("k", "names", "sizes")},
-        "stages": [stage_entry(output) for output in outputs.values()],
-        "outputs": [
-            {"name": name, "rows": infos[name].rows, "bytes": infos[name].bytes, "sha256": infos[name].sha256}
-            for name in names
-        ],
-    }

@@ -14,6 +14,7 @@ import datapipe
 from datapipe.cli import app
 from datapipe.errors import BudgetError, ConfigError, ModelError, SourceError
 from datapipe.paser.estimate import estimate_recovery
+from datapipe.paser.run import RecoveryResult
 from datapipe.report.table import read_facts
 from tests.paser.conftest import small_llama
 from tests.runs import contents, kept_ids, spread
@@ -21,8 +22,6 @@ from tests.runs import datapipe as command
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from datapipe.paser.run import RecoveryResult
 
 ROWS = 48
 SETTINGS: dict[str, Any] = {"clusters": 3, "device": "cpu", "shard_rows": 20}
@@ -80,6 +79,17 @@ def test_a_run_leaves_the_rows_that_heal_with_their_own_columns(made: RecoveryRe
     }
     assert made.manifest["kind"] == "paser"
     assert datapipe.verify(made.out).ok
+
+
+def test_a_finished_run_is_opened_again_and_another_kind_of_run_is_refused(
+    made: RecoveryResult, tmp_path: Path
+) -> None:
+    again = RecoveryResult.open(made.out)
+    assert again.counts == made.counts
+    assert again.skills == made.skills
+    (tmp_path / "manifest.json").write_text('{"kind": "curate", "outputs": [], "stages": [], "config": {}}')
+    with pytest.raises(SourceError, match="holds a run of curate, not a selection for recovery"):
+        RecoveryResult.open(tmp_path)
 
 
 def test_the_atlas_has_every_pruned_model_and_skill_and_the_first_decides(made: RecoveryResult) -> None:

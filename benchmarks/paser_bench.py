@@ -50,19 +50,19 @@ class Bench:
 
     def measure(self, name: str, runs: Sequence[Run], done: set[str]) -> None:
         """Measure the runs whose digests are not done, as far as the time allows."""
-        for number, run in enumerate(runs):
+        left = 0
+        for run in runs:
             if digest_of(run.config) in done:
                 continue
-            needed = self._seconds(run)
-            if time.perf_counter() + needed > self._deadline:
-                print(
-                    f"no time for {len(runs) - number} trainings of {name}: the next takes {needed:.0f} s", flush=True
-                )
-                return
+            if time.perf_counter() + self._seconds(run) > self._deadline:
+                left += 1
+                continue
             row = self._row(run)
             common.record(name, row, run.config)
             told = f"nll {row['heldout_nll']:.4f} jsd {row['jsd']:.5f} choice {row['choice_accuracy']:.3f}"
             print(f"{run.variant} {run.budget} {run.method} {run.seed}: {told}, {row['seconds']:.1f} s", flush=True)
+        if left:
+            print(f"no time for {left} trainings of {name}", flush=True)
 
     def _seconds(self, run: Run) -> float:
         if self._tokens_a_second is None or not run.budget:
@@ -99,7 +99,7 @@ class Bench:
         if config is None:
             return np.arange(len(self._prepared.rows["labels"])), {}
         scores = paser_scores.scores_of(self._work, run.variant)
-        found = pick(self._prepared.pick_rows(scores, seed=run.seed), config, device=self._pick_device)
+        found = pick(self._prepared.pick_rows(scores, seed=run.seed), config)
         rows = np.flatnonzero(found.kept)
         sources = np.array([row["source"] for row in self._prepared.data.pool])[rows]
         names, counts = np.unique(sources, return_counts=True)

@@ -27,8 +27,8 @@ STAGES = ("pack", "prepare", "scores", "rates", "settings", "settle", "reference
 NAMES = {
     "rates": "paser_recovery_rates",
     "settings": "paser_recovery_settings",
-    "references": "paser_recovery",
-    "table": "paser_recovery",
+    "references": paser_tables.ROWS,
+    "table": paser_tables.ROWS,
 }
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAME = "paser_recovery"
+ROWS = f"{NAME}_rows"
+"""Whole rows, in the work folder only; what `merge` writes has other names, so it never writes over them."""
 MEASURES = ("heldout_nll", "jsd", "choice_accuracy", "recovered", "recovered_of_full")
 _KEPT = ("variant", "budget", "method", "seed", "heldout_nll", "jsd", "choice_accuracy", "recovered")
 _SETTING = "setting "
@@ -164,7 +166,7 @@ def setting_means(rows: Sequence[Row]) -> dict[str, tuple[float, int]]:
 
 def merge(work: Path) -> None:
     """Write and print everything."""
-    rows = with_recovered(rows_of(work, NAME))
+    rows = with_recovered(rows_of(work, ROWS))
     compact = [{**{key: _rounded(row[key]) for key in _KEPT if key in row}, **_where(row)} for row in rows]
     for name, found in {
         NAME: compact,

@@ -102,9 +102,9 @@ SOURCES = {
         *("workers/tasks/causal.py", "workers/encoders/causal.py"),
     ],
     "datapipe.stages.pick.Pick": [
-        *(f"paser/{name}.py" for name in ("allocate", "conflicts", "graph", "ies")),
+        *(f"paser/{name}.py" for name in ("allocate", "conflicts", "ies")),
         *(f"paser/{name}.py" for name in ("pick", "pick_config", "pick_paper", "pick_shares")),
-        *("metrics/knn.py", "selection/quotas.py", "storage/order.py"),
+        *("selection/quotas.py", "storage/order.py", "storage/vectors.py"),
     ],
     "datapipe.stages.export_instructions.ExportInstructions": [
         *("stages/select.py", "storage/export.py", "storage/parquet.py"),

@@ -118,7 +118,6 @@ def _side(loaded: LoadedModel) -> _Side:
 
 def refuse_not_finite(folder: ModelFolder) -> None:
     """Raise `ModelError` naming the first tensor of a model that holds a number which is NaN or infinite."""
-    import torch
     from safetensors import SafetensorError, safe_open
 
     for path in folder.weight_files():
@@ -126,14 +125,22 @@ def refuse_not_finite(folder: ModelFolder) -> None:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - no mapping
                     tensor = file.get_tensor(name)
-                    checked = tensor.dtype in {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-                    if checked and not bool(tensor.isfinite().all()):
+                    if not _finite(tensor):
                         raise ModelError(
                             f"model {folder.name}: tensor {name} in {path} holds numbers that are NaN or infinite; the "
                             "model was damaged beyond use, or overflowed in float16 when it was written"
                         )
         except (SafetensorError, OSError) as error:
             raise ModelError(f"model {folder.name}: {path} is not a readable safetensors file ({error})") from error
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    """Whether all numbers are finite; the extremes are not, where one is NaN."""
+    import torch
+
+    if tensor.dtype not in {torch.float16, torch.bfloat16, torch.float32, torch.float64} or not tensor.numel():
+        return True
+    return all(bool(extreme.isfinite()) for extreme in torch.aminmax(tensor))
 
 
 def refuse_other_tokens(original: ModelFolder, other: ModelFolder) -> None:
@@ -144,7 +151,7 @@ def refuse_other_tokens(original: ModelFolder, other: ModelFolder) -> None:
     from datapipe.workers.encoders.library import config_of
 
     advice = "take a version of this very model; tokens of two tokenizers cannot be compared one by one"
-    ours, theirs = (_Vocabulary(folder).tokens for folder in (original, other))
+    ours, theirs = _vocabularies(original, other)
     if len(ours) != len(theirs):
         raise ModelError(
             f"models {original.name} and {other.name} have different tokenizers: {len(ours):,} tokens and "
@@ -162,6 +169,14 @@ def refuse_other_tokens(original: ModelFolder, other: ModelFolder) -> None:
             f"models {original.name} and {other.name} have one tokenizer, but {sizes[0]:,} and {sizes[1]:,} logits; "
             "give both as many, by resize_token_embeddings of transformers"
         )
+
+
+def _vocabularies(original: ModelFolder, other: ModelFolder) -> tuple[dict[int, str], dict[int, str]]:
+    """Both, unless one file says the same as the other, which is so for most versions of a model."""
+    files = [folder.path("tokenizer.json") for folder in (original, other)]
+    if all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes():
+        return {}, {}
+    return _Vocabulary(original).tokens, _Vocabulary(other).tokens
 
 
 class _Vocabulary(TextTokenizer):

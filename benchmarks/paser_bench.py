@@ -36,12 +36,11 @@ class Bench:
     """What the trainings of a process share.
 
     Args:
-        options: `work`, `device`, `pick_device` and `deadline` (perf_counter) of the program.
+        options: `work`, `device` and `deadline` (perf_counter) of the program.
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._work, self._device = options.work, torch.device(options.device)
-        self._pick_device = options.pick_device or self._device.type
         self._deadline = options.deadline
         self._prepared = paser_scores.load(self._work)
         self._tokens_a_second: float | None = None

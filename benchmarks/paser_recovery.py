@@ -144,7 +144,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="pack: folder of the public sets")
     parser.add_argument("--scale", type=float, default=1.0, help="pack: part of the rows, for a rehearsal")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--pick-device", default="", help="where neighbours are searched; default: --device")
     parser.add_argument("--shard", default="0/1")
     parser.add_argument("--limit-seconds", type=float, default=1e9)
     parser.add_argument("--variants", default="")

@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks import paser_data
 from benchmarks.paser_plans import ORIGINAL, VARIANTS
+from datapipe.paser.conflicts import asked_keys
 from datapipe.paser.lessons import Lessons, lessons_of, positions
 from datapipe.paser.pick_config import PickRows
 from datapipe.workers.folder import ModelFolder
@@ -94,13 +95,15 @@ def load(work: Path) -> Prepared:
         answers = _unit(found["answers"])
     with np.load(work / "clusters.npz") as found:
         labels, places, names = found["labels"], found["places"], tuple(found["names"].tolist())
+    texts = [(row["instruction"], row["input"], row["response"]) for row in data.pool]
     rows = {
         "labels": labels,
         "clusters": len(names),
         "tokens": lessons["answers"].answers,
         "prompt_tokens": lessons["answers"].prompts,
         "answers": answers,
-        "texts": [(row["instruction"], row["input"], row["response"]) for row in data.pool],
+        "texts": texts,
+        "asked": asked_keys((instruction, about) for instruction, about, _ in texts),
     }
     return Prepared(data, lessons, rows, places, names)
 

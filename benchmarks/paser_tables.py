@@ -193,8 +193,8 @@ def with_recovered(rows: Iterable[Row]) -> list[Row]:
     for row in found:
         worst, full = mean(row["variant"], "none"), mean(row["variant"], "full")
         back = worst - row["heldout_nll"]
-        shares = {"recovered": back / (worst - best), "recovered_of_full": back / (worst - full)}
-        told.append({**row, **{name: share for name, share in shares.items() if np.isfinite(share)}})
+        whole = {"recovered": worst - best, "recovered_of_full": worst - full}
+        told.append({**row, **{name: back / most for name, most in whole.items() if np.isfinite(most) and most}})
     return told
 
 

@@ -30,7 +30,7 @@ CLUSTERS = "clusters.npz"
 NAME_ROWS = 2_000
 """Rows of a cluster that are read for its name: the first by row id, which is at random."""
 EXAMPLES = 3
-_LOOKED_AT = 16
+_LOOKED_AT = 64
 """Rows nearest the centre that are looked at for examples that differ."""
 _SHOWN = 300
 """Characters of an example."""

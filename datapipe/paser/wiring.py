@@ -197,6 +197,7 @@ class RecoveryWiring:
                 original=facts["original"]["name"],
                 original_digest=facts["original"]["digest"],
                 variants=self.models.labels,
+                states=not self.config.survey,
             )
         )
 

@@ -53,6 +53,7 @@ class RecoveryReportConfig:
         original: Name of the original model.
         original_digest: Digest of its files.
         variants: Labels of the pruned models; the first decides.
+        states: Whether the original has read all rows, and so counted those that it did not see whole.
     """
 
     title: str
@@ -66,6 +67,7 @@ class RecoveryReportConfig:
     original: str
     original_digest: str
     variants: tuple[str, ...]
+    states: bool
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class RecoveryReport(SetStage):
     @property
     def needs(self) -> tuple[str, ...]:
         """Everything that the page shows."""
-        return ("pool/rows", "skills", "vectors", "pick", "atlas")
+        return ("pool/rows", "skills", "vectors", "pick", "atlas", *(["states"] if self.settings.states else []))
 
     def run(
         self, inputs: Mapping[str, StageOutput], out: StageDir, context: Context
@@ -207,6 +209,8 @@ class _Gatherer:
             kept=reasons.pop("kept", 0),
             rejected=rejected,
             dropped=reasons,
+            truncated=int(self._inputs["states"].facts["truncated"]) if self._settings.states else 0,
+            duplicates=int(pool.get("duplicates", 0)),
             tokens=int(tokens.sum()),
             tokens_kept=int(tokens[kept].sum()),
         )

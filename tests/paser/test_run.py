@@ -301,3 +301,36 @@ def test_a_mistake_on_the_command_line_is_one_line_on_standard_error(pool: Path,
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("times", "options", "kept"),
+    [
+        (1, {}, 1),
+        (2, {"keep": 0.5}, 1),
+        (6, {"keep_rows": 2, "mode": "paper"}, 2),
+        (6, {"survey": True, "keep": 0.5}, 3),
+    ],
+)
+def test_the_smallest_pools_are_of_one_skill_and_make_a_page(
+    rows: pl.DataFrame, models: Any, tmp_path: Path, times: int, options: dict[str, Any], kept: int
+) -> None:
+    rows.head(times).write_parquet(tmp_path / "pool.parquet")
+    found = datapipe.select_recovery(tmp_path / "pool.parquet", **models, out=tmp_path / "run", device="cpu", **options)
+    assert found.counts["kept"] == kept
+    assert len(found.skills) == 1
+    assert f"of {times} rows kept" in found.report.read_text()
+
+
+@pytest.mark.slow
+def test_rows_that_the_models_cannot_see_whole_and_repeats_are_counted(
+    rows: pl.DataFrame, models: Any, tmp_path: Path
+) -> None:
+    texts = rows.select("instruction", "output").head(20)
+    long = pl.DataFrame({"instruction": ["say it " * 400], "output": ["word " * 400]})
+    pl.concat([texts, texts.head(3), long]).write_parquet(tmp_path / "pool.parquet")
+    found = datapipe.select_recovery(tmp_path / "pool.parquet", **models, out=tmp_path / "run", device="cpu")
+    counts = read_facts(found.out).counts
+    assert counts.truncated == 1
+    assert counts.duplicates == 3

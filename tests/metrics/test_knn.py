@@ -103,6 +103,14 @@ def test_neighbours_are_named_with_their_cosines_in_whichever_list_they_stand(tm
     assert sum(done) == ROWS
 
 
+def test_the_way_of_an_accelerator_walked_on_the_host_finds_the_same(tmp_path: Path) -> None:
+    assigned = np.random.default_rng(2).integers(0, 3, ROWS).astype(np.int32)
+    lists, near = listed(some(), assigned, tmp_path / "lists"), np.array([[0, 1], [1, 2], [2, 1]])
+    host, other = (nearest_neighbours(lists, near, k=K, device=device) for device in ("cpu", "cpu:0"))
+    np.testing.assert_array_equal(other[0], host[0])
+    np.testing.assert_allclose(other[1], host[1], atol=1e-6)
+
+
 def test_where_fewer_can_be_compared_nobody_is_named(tmp_path: Path) -> None:
     who, cosines = nearest_neighbours(
         listed(some(3), np.zeros(3, np.int32), tmp_path / "lists"), np.zeros((1, 1), np.int64), k=4

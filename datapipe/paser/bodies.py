@@ -103,10 +103,10 @@ def read_responses(worker: Worker, model: str, texts: Sequence[tuple[str, str]],
 
 
 def ask(worker: Worker, model: str, texts: Sequence[tuple[str, str]], *, hidden: bool) -> list[CausalScores | None]:
-    """Scores of each text after its prompt, None for a text without tokens."""
+    """Hidden states or log probabilities of each text after its prompt, None for a text without tokens."""
     from datapipe.workers.tasks.causal import CausalItem
 
-    items = [CausalItem(text, prompt, hidden=hidden) for prompt, text in texts]
+    items = [CausalItem(text, prompt, hidden=hidden, scores=not hidden) for prompt, text in texts]
     left = list(range(len(items)))
     while True:
         try:

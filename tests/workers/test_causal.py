@@ -131,6 +131,20 @@ def test_hidden_states_give_the_logits_of_the_scored_tokens(tmp_path: Path, item
             np.testing.assert_allclose(chosen, result.log_probabilities, rtol=0, atol=1e-5)
 
 
+def test_states_are_the_same_where_no_log_probabilities_are_wanted(task: CausalTask, items: list[CausalItem]) -> None:
+    whole = score(task, *(CausalItem(item.text, item.context, hidden=True) for item in items))
+    asked = [
+        CausalItem(item.text, item.context, hidden=True, scores=place % 3 == 0) for place, item in enumerate(items)
+    ]
+    for item, one, other in zip(asked, whole, score(task, *asked), strict=True):
+        np.testing.assert_array_equal(one.hidden, other.hidden)
+        np.testing.assert_array_equal(one.token_ids, other.token_ids)
+        assert len(other.log_probabilities) == (len(one.token_ids) if item.scores else 0)
+    (nothing,) = score(task, CausalItem("a tool", scores=False))
+    assert nothing.hidden is None
+    assert not len(nothing.log_probabilities)
+
+
 def test_chunks_of_rows_change_nothing(
     task: CausalTask, items: list[CausalItem], monkeypatch: pytest.MonkeyPatch
 ) -> None:

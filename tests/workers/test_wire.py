@@ -133,10 +133,10 @@ def test_bytes_and_unicode_survive() -> None:
 def test_several_batches_and_another_order_of_columns_are_read() -> None:
     schema = TASKS["causal"].item_schema()
     batches = [
-        pa.record_batch([["a"], [""], [True]], schema=schema),
-        pa.record_batch([["b"], ["c"], [False]], schema=schema),
+        pa.record_batch([["a"], [""], [True], [True]], schema=schema),
+        pa.record_batch([["b"], ["c"], [False], [True]], schema=schema),
     ]
-    table = pa.Table.from_batches(batches).select(["hidden", "context", "text"])
+    table = pa.Table.from_batches(batches).select(["hidden", "scores", "context", "text"])
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
@@ -216,10 +216,14 @@ def test_nulls_where_none_may_stand_and_broken_text_are_refused() -> None:
     schema = TASKS["causal"].item_schema()
     loose = pa.schema([field.with_nullable(True) for field in schema])  # noqa: FBT003
     rows = {"text": pa.array(["a", None]), "context": pa.array(["", ""]), "hidden": pa.array([True, False])}
+    rows["scores"] = rows["hidden"]
     broken = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, 1], np.int32)), pa.py_buffer(b"\xff"))
     for table, message in (
         (pa.table(rows, schema=loose), "column 'text' holds nulls, which it must not"),
-        (pa.table({"text": broken, "context": [""], "hidden": [True]}, schema=loose), "column 'text' is damaged"),
+        (
+            pa.table({"text": broken, "context": [""], "hidden": [True], "scores": [True]}, schema=loose),
+            "column 'text' is damaged",
+        ),
     ):
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, loose) as writer:

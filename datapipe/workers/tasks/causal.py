@@ -45,12 +45,14 @@ class CausalItem:
     Attributes:
         text: At least one token.
         context: What stands before it; a chat prompt, say. Special tokens spelt out in it are read as such.
-        hidden: Whether the hidden states are wanted too.
+        hidden: Whether the hidden states are wanted.
+        scores: Whether the log probabilities are; without them the head is not run.
     """
 
     text: str
     context: str = ""
     hidden: bool = False
+    scores: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class CausalScores:
 
     Attributes:
         token_ids: The scored tokens of the text, int32 (scored,).
-        log_probabilities: Of each, given everything before it, float32 (scored,), in nats.
+        log_probabilities: Of each, given everything before it, float32 (scored,), in nats; empty unless asked for.
         tokens: Tokens of opening, context and text before truncation.
         truncated: Whether the model saw less than all of them.
         hidden: The last hidden states that the scored tokens were predicted from, so each of the position before;
@@ -87,13 +89,15 @@ class Continuation(NamedTuple):
         ids: Opening, context and text after truncation, int32 (length,).
         begin: Where the first scored token stands, at least 1; `len(ids)` if none is scored.
         total: Tokens before truncation.
-        hidden: Whether the hidden states are wanted too.
+        hidden: Whether the hidden states are wanted.
+        scores: Whether the log probabilities are.
     """
 
     ids: Int32
     begin: int
     total: int
     hidden: bool
+    scores: bool = True
 
     @property
     def length(self) -> int:
@@ -168,7 +172,7 @@ class CausalTask:
 
     @classmethod
     def item_schema(cls) -> pa.Schema:
-        """Text, context, and whether hidden states are wanted."""
+        """Text, context, and whether hidden states and log probabilities are wanted."""
         import pyarrow as pa
 
         return pa.schema(
@@ -176,6 +180,7 @@ class CausalTask:
                 pa.field("text", pa.string(), nullable=False),
                 pa.field("context", pa.string(), nullable=False),
                 pa.field("hidden", pa.bool_(), nullable=False),
+                pa.field("scores", pa.bool_(), nullable=False),
             ]
         )
 
@@ -246,18 +251,22 @@ class CausalTask:
 
         from datapipe.workers.encoders.transfer import to_device, to_host
 
-        targets = np.concatenate([each.scored for each in batch]).astype(np.int64)
-        if not len(targets):
+        wanted = [each.scored if each.scores else each.ids[:0] for each in batch]
+        targets = np.concatenate(wanted).astype(np.int64)
+        if not sum(len(each.scored) for each in batch if each.scores or each.hidden):
             nothing = np.empty(0, dtype=np.float32)
             return [(nothing, nothing if each.hidden else None) for each in batch]
         with torch.inference_mode():
             states = self.model.hidden([each.ids for each in batch])
             ends = np.cumsum([each.length for each in batch]).tolist()
             rows = [states[end - 1 - len(each.scored) : end - 1] for end, each in zip(ends, batch, strict=True)]
-            found = self.model.log_probabilities(torch.cat(rows), to_device(targets, self.device))
-            wanted = [own.flatten().float() for own, each in zip(rows, batch, strict=True) if each.hidden]
-            sizes = [len(each.scored) for each in batch] + [len(own) for own in wanted]
-            parts = np.split(to_host(torch.cat([found, *wanted])), np.cumsum(sizes)[:-1])
+            found = []
+            if len(targets):
+                scored = torch.cat([own for own, each in zip(rows, batch, strict=True) if each.scores])
+                found.append(self.model.log_probabilities(scored, to_device(targets, self.device)))
+            kept = [own.flatten().float() for own, each in zip(rows, batch, strict=True) if each.hidden]
+            sizes = [*map(len, wanted), *map(len, kept)]
+            parts = np.split(to_host(torch.cat([*found, *kept])), np.cumsum(sizes)[:-1])
         hidden = iter(parts[len(batch) :])
         for place, each in enumerate(parts[: len(batch)]):
             if not np.isfinite(each).all():
@@ -276,4 +285,4 @@ class CausalTask:
         text = text[: self.max_length - len(opening)]
         context = context[len(context) - min(len(context), self.max_length - len(opening) - len(text)) :]
         begin = max(1, len(opening) + len(context))
-        return Continuation(np.concatenate([opening, context, text]), begin, total, item.hidden)
+        return Continuation(np.concatenate([opening, context, text]), begin, total, item.hidden, item.scores)

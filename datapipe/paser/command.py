@@ -113,11 +113,14 @@ def _select(pool: list[str], *, as_json: bool, **asked: Any) -> None:
     if as_json:
         print_json(found.as_dict())
         return
+    from datapipe.outputs import read_shard
+    from datapipe.report.paser_table import print_skills
     from datapipe.report.table import print_summary
 
     for warning in found.warnings:
         console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
     print_summary(found.out, timings=found.timings, console=Console())
+    print_skills(read_shard(found.out / "clusters.parquet").to_pylist(), console=Console())
 
 
 def _weights(given: list[str], *, whole: bool = False) -> dict[str, float]:

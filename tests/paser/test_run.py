@@ -288,6 +288,7 @@ def test_the_command_writes_the_same_bytes_and_prints_one_object(again: Path, po
     assert shown.exit_code == 0, shown.stderr
     assert "warning:" in shown.stderr
     assert "48 of 49 rows kept" in shown.stdout
+    assert "Skills, the most damaged first" in shown.stdout
     assert "clusters.parquet" in shown.stdout.replace("\n", "")
     wrong = CliRunner().invoke(app, [*asked, "--skill-weight", "code=2"])
     assert wrong.exit_code == 2

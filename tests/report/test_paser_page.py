@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from importlib import resources
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from datapipe.report.facts import MapFacts, MapPoint, StratumExamples, StratumFacts
 from datapipe.report.paser import build_recovery_report
 from datapipe.report.paser_facts import CurveFacts, RecoveryFacts, SkillFacts, VariantFacts, skill_name
+from datapipe.report.paser_table import print_skills
 from tests.report.sample import make_facts
 from tests.report.test_page import HOSTILE, Page
 
@@ -139,3 +142,25 @@ def test_few_or_many_skills_make_a_page(skills: int) -> None:
 def test_a_skill_is_called_by_its_number_and_its_first_words() -> None:
     assert skill_name(3, ["a", "b", "c", "d", "e"]) == "3 \u00b7 a, b, c, d"
     assert skill_name(3, ()) == "3"
+
+
+def test_skills_on_a_terminal_stand_with_the_most_damaged_first_and_the_rest_is_counted() -> None:
+    rows = [
+        {
+            "cluster": at,
+            "name": "a, [b]",
+            "cds": at / 100,
+            "low": 0.0,
+            "high": 0.5,
+            "rows": 9,
+            "budget": None,
+            "taken": 1,
+        }
+        for at in range(30)
+    ]
+    console = Console(file=io.StringIO(), width=100)
+    print_skills(rows, console=console)
+    lines = console.file.getvalue().splitlines()
+    assert "29 \u00b7 a, [b]" in lines[4]
+    assert "0.290" in lines[4]
+    assert "and 6 more" in lines[-1]

@@ -105,7 +105,6 @@ def _stages(source: Source, models: Models, embedder: LocalWorker, asked: argpar
     from datapipe.paser.pick_config import PickConfig
     from datapipe.selection.budget import Budget
     from datapipe.stages.damage import Damage
-    from datapipe.stages.embedder import arithmetic_bits
     from datapipe.stages.export_instructions import ExportInstructions
     from datapipe.stages.instruction_vectors import EmbedInstructions
     from datapipe.stages.instructions import InstructionPool, PoolConfig
@@ -132,7 +131,7 @@ def _stages(source: Source, models: Models, embedder: LocalWorker, asked: argpar
             bits=loaded.bits,
             answers=True,
         ),
-        FindSkills(SkillsConfig(), device, arithmetic_bits(device)),
+        FindSkills(SkillsConfig(), device, models.bits),
         *measuring,
         Pick(PickConfig(budget=Budget(fraction=KEEP)), damage=measuring[-1].name),
         ExportInstructions(source, digests, columns),

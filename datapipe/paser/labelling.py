@@ -35,7 +35,8 @@ _LEAST_OF_FINE = 8
 _CANDIDATES = 3
 _RESAMPLED = 5
 _SHARE = 0.8
-_STABILITY_ROWS = 16_384
+_TREES, _TREE_ROWS = 3, 8192
+"""Trees whose agreement is measured, and rows from which each draws its four fifths."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,9 +198,9 @@ def _trees_agree(smooth: Float32, k: int, config: ClusterConfig, *, threads: int
     from sklearn.metrics import adjusted_rand_score
 
     draws = np.random.Generator(np.random.Philox(config.seed + 1))
-    sample = np.sort(draws.permutation(len(smooth))[:_STABILITY_ROWS])
+    sample = np.sort(draws.permutation(len(smooth))[:_TREE_ROWS])
     found = []
-    for turn in range(_RESAMPLED):
+    for turn in range(_TREES):
         some = np.sort(draws.permutation(len(sample))[: max(int(_SHARE * len(sample)), k)])
         vectors = smooth[sample[some]]
         fine = fine_clusters(vectors, count=_fine_count(len(some), k, config), seed=config.seed + turn, threads=threads)

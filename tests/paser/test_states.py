@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from datapipe.pipeline import StageOutput
 
-ROWS = 20
+ROWS = 12
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ def test_numbers_out_of_range_are_refused_in_words() -> None:
 def test_the_stage_measures_some_rows_as_damage_does_and_counts_the_tokens_of_all(
     tmp_path: Path, tiny_original: Path, tiny_pruned: Path
 ) -> None:
-    pool = dolly(tmp_path / "pool.parquet", 24, long=2)
+    pool = dolly(tmp_path / "pool.parquet", 16, long=2)
     with models(tiny_original, tiny_pruned) as both:
         survey = Survey.of(both, "pruned", first=4)
         done = run(pool, tmp_path, [States.of(both), Damage.of(both, "pruned"), Skills(2), survey])
@@ -126,7 +126,7 @@ def test_the_stage_measures_some_rows_as_damage_does_and_counts_the_tokens_of_al
         assert some[name].to_pylist() == every[name].to_pylist()
     measured = ~np.isnan(some["jsd_mean"].to_numpy())
     assert done["survey"].facts["measured"] == measured.sum()
-    assert 8 <= measured.sum() < 24
+    assert 8 <= measured.sum() < 16
     for name in ("jsd_mean", "jsd_p95", "nll_p"):
         np.testing.assert_allclose(some[name].to_numpy()[measured], every[name].to_numpy()[measured], rtol=0.02)
     assert sum(done["survey"].facts["shares"]) == pytest.approx(1, abs=1e-4)
@@ -135,7 +135,7 @@ def test_the_stage_measures_some_rows_as_damage_does_and_counts_the_tokens_of_al
 def test_a_survey_that_was_killed_goes_on_with_the_round_in_hand(
     tmp_path: Path, tiny_original: Path, tiny_pruned: Path, monkeypatch: Any
 ) -> None:
-    pool = dolly(tmp_path / "pool.parquet", 24)
+    pool = dolly(tmp_path / "pool.parquet", 16)
     with models(tiny_original, tiny_pruned) as both:
         stages = [Skills(2), Survey.of(both, "pruned", tolerance=0.001, first=4)]
         true_run, calls = both.worker.run, [0]

@@ -54,7 +54,7 @@ VOCABULARY: list[dict[str, Any]] = [
     {"mode": "sampled", "draws": 50},
     {"mode": "sampled", "draws": 250},
 ]
-ANSWERS, ANSWER_TOKENS, PROMPT_TOKENS = 512, 24, 24
+ANSWERS, ANSWER_TOKENS, PROMPT_TOKENS = 128, 24, 24
 DENSE_ANSWERS = 24
 
 

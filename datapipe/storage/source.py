@@ -34,9 +34,9 @@ def open_source(
 ) -> Source:
     """Find the files of a source and its schema.
 
-    Formats: Parquet, CSV and TSV, JSON Lines (.jsonl, .ndjson, .json), Arrow IPC files and streams, folders of
-    `Dataset.save_to_disk`; CSV and JSON Lines also with .gz or .zst. The types of CSV and JSON Lines follow from all
-    values of all files, which takes one pass over them.
+    Formats: Parquet, CSV and TSV, JSON Lines (.jsonl, .ndjson, .json), one JSON array of objects (.json), Arrow IPC
+    files and streams, folders of `Dataset.save_to_disk`; CSV and JSON also with .gz or .zst. The types of CSV and JSON
+    follow from all values of all files, which takes one pass over them.
 
     Args:
         source: A path, a folder or glob (files sorted by name; hidden ones and those whose name starts with "_" are

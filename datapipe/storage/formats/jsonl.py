@@ -1,14 +1,16 @@
-"""JSON Lines in two passes of bounded memory: one finds the types of the columns over all records, one reads.
+"""JSON Lines, or one JSON array, in two passes of bounded memory: one finds the columns' types, one reads.
 
 lines -> objects (Python's parser, the reference) -> columns; blocks without surprises go through Arrow's parser
 
-A record's number is its line number; blank lines are no records. A name that a record lacks is null there.
+A record's number is its line number, in an array its place; blank lines are no records. A name that a record lacks is
+null there.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,7 @@ from datapipe.storage.formats.base import BATCH_BYTES, Source, readable
 from datapipe.storage.formats.cells import row_width
 from datapipe.storage.formats.dialects import LineDialect
 from datapipe.storage.formats.files import open_text, text_start
+from datapipe.storage.formats.json_array import ArrayLines
 from datapipe.storage.formats.objects import JSON_NAMES, decoded, json_text
 from datapipe.storage.formats.records import Block, Damaged, read_records
 from datapipe.storage.formats.shapes import ObjectShape, fitted
@@ -46,7 +49,7 @@ class JsonlSource(Source):
         text_columns: Columns that are strings; a record that holds anything else there is rejected as "wrong_type".
 
     Raises:
-        SourceError: A file is a JSON array, or no file holds a record that can be read.
+        SourceError: No file holds a record that can be read.
         LimitError: Too many columns or rows.
     """
 
@@ -57,6 +60,7 @@ class JsonlSource(Source):
         super().__init__(places, limits=limits)
         self._text_columns = tuple(text_columns)
         self._starts: list[int] = []
+        self._arrays: list[bool] = []
         self._surprising: list[set[int]] = []
         columns = 0
 
@@ -69,7 +73,9 @@ class JsonlSource(Source):
         rows = accepted = 0
         for file, place in enumerate(places):
             with readable(place.uri):
-                self._starts.append(_start(place, limits))
+                start, head = text_start(place, limits=limits)
+                self._starts.append(start)
+                self._arrays.append(place.suffixes[0] == ".json" and head.lstrip().startswith(b"["))
                 records, good = self._survey(file, shape)
             rows += records
             accepted += good
@@ -103,7 +109,7 @@ class JsonlSource(Source):
 
     def _raw(self, file: int, schema: pa.Schema, refuse: Refuse) -> Iterator[tuple[pa.RecordBatch, Int64]]:
         most = max(1, BATCH_BYTES // row_width(schema))
-        plain = self._mixed.isdisjoint(schema.names)
+        plain = self._mixed.isdisjoint(schema.names) and not any(_holds_null_lists(field.type) for field in schema)
         for number, found in self._found(file):
             if isinstance(found, Damaged):
                 refuse(found.ordinal, found.reason, found.detail, found.content)
@@ -150,7 +156,7 @@ class JsonlSource(Source):
         return None
 
     def _found(self, file: int) -> Iterator[tuple[int, Block | Damaged]]:
-        opened = partial(open_text, self._places[file], limits=self._limits)
+        opened = partial(_open_lines if self._arrays[file] else open_text, self._places[file], limits=self._limits)
         longest = self._limits.max_line_bytes
         return enumerate(read_records(opened, LineDialect(), max_bytes=longest, start=self._starts[file]))
 
@@ -177,6 +183,12 @@ def _quick(block: Block, schema: pa.Schema) -> tuple[pa.RecordBatch, Int64] | No
     return batches[0], ordinals
 
 
+def _holds_null_lists(kind: Any) -> bool:
+    """Whether a list in the type has nulls alone, which Arrow's parser counts by rows instead of by elements."""
+    inner = [kind.field(index).type for index in range(kind.num_fields)]
+    return (pa.types.is_list(kind) and pa.types.is_null(inner[0])) or any(map(_holds_null_lists, inner))
+
+
 def _pieces(block: Block, most: int) -> Iterator[Block]:
     """Cut a block to at most `most` records a piece."""
     for begin in range(0, len(block.ends), most):
@@ -185,11 +197,8 @@ def _pieces(block: Block, most: int) -> Iterator[Block]:
         yield Block(block.data[low : ends[-1]], ends - low, block.first + begin)
 
 
-def _start(place: Place, limits: Limits) -> int:
-    """Byte at which the first line begins; refuses what is plainly something else."""
-    start, head = text_start(place, limits=limits)
-    if place.suffixes[0] == ".json" and head.lstrip().startswith(b"["):
-        raise SourceError(
-            f"{place.uri} is one JSON array; JSON Lines, an object a line, is read: jq -c '.[]' writes it"
-        )
-    return start
+@contextmanager
+def _open_lines(place: Place, start: int = 0, *, limits: Limits) -> Iterator[IO[bytes]]:
+    """Open a JSON array as lines; `start` is where its bracket is, or blanks before it."""
+    with open_text(place, start, limits=limits) as stream:
+        yield cast("IO[bytes]", ArrayLines(stream))

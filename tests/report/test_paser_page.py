@@ -158,9 +158,9 @@ def test_skills_on_a_terminal_stand_with_the_most_damaged_first_and_the_rest_is_
         }
         for at in range(30)
     ]
-    console = Console(file=io.StringIO(), width=100)
-    print_skills(rows, console=console)
-    lines = console.file.getvalue().splitlines()
+    shown = io.StringIO()
+    print_skills(rows, console=Console(file=shown, width=100))
+    lines = shown.getvalue().splitlines()
     assert "29 \u00b7 a, [b]" in lines[4]
     assert "0.290" in lines[4]
     assert "and 6 more" in lines[-1]

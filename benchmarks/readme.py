@@ -19,6 +19,8 @@ STORE = [
     *("labels", "format", "bytes_a_row", "write_rows_s", "sequential_rows_s", "random_rows_s"),
 ]
 COLUMNS = {
+    "paser_clusters quality": ["rows", "method", "clusters", "nmi", "nmi_half", "ari", "ari_half"],
+    "paser_clusters cost": ["rows", "method", "k", "clusters", "seconds", "cpu_s", "peak_rss_mb", "nmi", "load_before"],
     "soft_label_store 1000": STORE,
     "soft_label_store 49152": STORE,
     "scale": [

@@ -35,7 +35,8 @@ class Degradation:
 
     Attributes:
         score: Shrunk mean damage, less the noise floor, float64 (clusters,), >= 0, in the unit of the damage (nats).
-        low: Lower end of the 95 % bootstrap interval of the mean, float64 (clusters,).
+        low: Lower end of the 95 % bootstrap interval of the score, float64 (clusters,); the score itself where no row
+            was measured.
         high: Upper end.
         mean: Winsorised mean of the measured rows, NaN where none was, float64 (clusters,).
         measured: Rows measured in each, int64 (clusters,).
@@ -63,8 +64,8 @@ def degradation(
     """Score the clusters.
 
     Damages are winsorised at their 99th percentile, since a mean is what one broken row can move; a cluster's mean is
-    shrunk to that of all rows as if `prior_rows` rows of that had been seen (James & Stein 1961, with a fixed weight);
-    a floor, what two runs of the same model differ by, is taken off.
+    shrunk to that of all rows as if `prior_rows` rows of that had been seen (James & Stein 1961, with a fixed weight),
+    and so are the ends of its interval; a floor, what two runs of the same model differ by, is taken off.
 
     Args:
         damage: Mean divergence of a row's response tokens, float64 (rows,), >= 0; NaN where it was not measured.
@@ -90,9 +91,10 @@ def degradation(
     rows, measured = (np.bincount(some, minlength=clusters).astype(np.int64) for some in (labels, labels[known]))
     sums = np.bincount(labels[known], weights=cut[known], minlength=clusters)
     mean = np.divide(sums, measured, out=np.full(clusters, np.nan), where=measured > 0)
-    shrunk = (sums + prior_rows * whole) / np.maximum(measured + prior_rows, 1e-12)
     low, high = _interval(cut, labels, known, clusters, seed)
-    lifted = np.maximum(np.stack([shrunk, low, high]) - floor, 0.0)
+    means = np.stack([np.nan_to_num(each) for each in (mean, low, high)])
+    shrunk = (measured * means + prior_rows * whole) / np.maximum(measured + prior_rows, 1e-12)
+    lifted = np.maximum(shrunk - floor, 0.0)
     return Degradation(lifted[0], lifted[1], lifted[2], mean, measured, rows)
 
 
@@ -111,21 +113,28 @@ def _interval(cut: Float64, labels: Int64, known: Bool, clusters: int, seed: int
             continue
         means = own[draws.integers(0, len(own), (_RESAMPLES, len(own)))].mean(1)
         low[number], high[number] = np.quantile(means, edges)
-    return np.nan_to_num(low), np.nan_to_num(high)
+    return low, high
 
 
 def shares_by_damage(
-    scores: Float64, *, prior: Float64 | None = None, sizes: Int64 | None = None, power: float = 1.0, even: float = 0.0
+    scores: Float64,
+    *,
+    prior: Float64 | None = None,
+    sizes: Int64 | None = None,
+    power: float = 1.0,
+    size_power: float = 0.0,
+    even: float = 0.0,
 ) -> Float64:
-    """Weights of the clusters, float64 summing to 1: w_k ~ CDS_k^power * prior_k, mixed with their sizes.
+    """Weights of the clusters, float64 summing to 1: w_k ~ CDS_k^power * size_k^size_power * prior_k, mixed with sizes.
 
-    PASER's own (equation 6) is power 1 and nothing mixed in. If no cluster is damaged, sizes alone decide.
+    PASER's own (equation 6) is power 1, size power 0, nothing mixed in. If no cluster is damaged, sizes alone decide.
 
     Args:
         scores: CDS, float64 (clusters,), >= 0.
         prior: What each cluster is worth to the user, float64 (clusters,), >= 0; None: all the same.
-        sizes: Rows of each; needed where `even` > 0 or nothing is damaged; None: all the same.
+        sizes: Rows of each; needed where `even` or `size_power` > 0 or nothing is damaged; None: all the same.
         power: 0 forgets the damage, 1 follows it, above 1 favours the worst.
+        size_power: 0 forgets the sizes: a small cluster gets as much as a large one; 1 tilts the pool's own mix.
         even: Part of the budget that follows the sizes, 0 ... 1.
 
     Raises:
@@ -141,7 +150,7 @@ def shares_by_damage(
     if worth.sum() <= 0:
         raise BudgetError("all priors are zero: nothing is left to choose from")
     base = (np.ones(len(scores)) if sizes is None else sizes.astype(np.float64)) * (worth > 0)
-    weights = np.where(scores > 0, np.power(scores, power), 0.0) * worth
+    weights = np.where(scores > 0, np.power(scores, power), 0.0) * np.power(base, size_power) * worth
     weights = weights / weights.sum() if weights.sum() > 0 else base / base.sum()
     found: Float64 = (1.0 - even) * weights + even * base / base.sum()
     return found

@@ -47,6 +47,10 @@ def paser_command(  # noqa: PLR0913, PLR0917 - an option each
     power: Annotated[
         float | None, Option(help="Budget goes with damage to this power: 0 forgets it, above 1 favours the worst.")
     ] = None,
+    size_power: Annotated[
+        float | None,
+        Option(help="And with its size to this power: 0 (default) as published, 1 tilts the pool's mix."),
+    ] = None,
     even: Annotated[float | None, Option(help="Part of the budget that follows the skills' sizes, 0 to 1.")] = None,
     skill_weight: Annotated[list[str] | None, Option(help=f"What a skill is worth by its number. {WEIGHED}")] = None,
     source_weight: Annotated[list[str] | None, Option(help=f"What a source of rows is worth. {WEIGHED}")] = None,

@@ -26,7 +26,18 @@ __all__ = ["DEFAULT_KEEP", "RecoveryConfig"]
 
 DEFAULT_KEEP = 0.2
 """Fraction kept where no budget is given: the paper's for pools of some ten thousand rows."""
-_PAPER_SETS = ("method", "rule", "power", "even", "prior", "source_prior", "floor", "ceiling", "conflicts")
+_PAPER_SETS = (
+    "method",
+    "rule",
+    "power",
+    "size_power",
+    "even",
+    "prior",
+    "source_prior",
+    "floor",
+    "ceiling",
+    "conflicts",
+)
 """Options that `mode="paper"` decides."""
 
 
@@ -48,6 +59,7 @@ class RecoveryConfig:
             rows that were not measured count as the mean of their skill. Excludes `ifd` and `top_jsd`.
         rule: What orders the rows of a skill under `ours`: `ies`, `jsd`, `length`, `random` or `power:ALPHA`.
         power: A skill's share of the budget goes with its damage to this power, >= 0.
+        size_power: And with its size to this power, >= 0: 0 as published, 1 tilts the pool's own mix.
         even: Part of the budget that follows the skills' sizes instead, 0 ... 1.
         prior: What skills are worth, by number; 1 where not named.
         source_prior: What sources are worth, by name; a skill is worth the mean over its rows.
@@ -80,6 +92,7 @@ class RecoveryConfig:
     survey: bool = False
     rule: str = "ies"
     power: float = 1.0
+    size_power: float = 0.0
     even: float = 0.0
     prior: Mapping[int, float] = field(default_factory=dict)
     source_prior: Mapping[str, float] = field(default_factory=dict)
@@ -167,6 +180,7 @@ class RecoveryConfig:
             method=self.method,
             rule=self.rule,
             power=self.power,
+            size_power=self.size_power,
             even=self.even,
             cluster_prior=tuple(sorted(self.prior.items())),
             source_prior=tuple(sorted(self.source_prior.items())),

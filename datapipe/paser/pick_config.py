@@ -35,6 +35,7 @@ class PickConfig:
             the clusters, `longest` response first, `ifd` (instruction-following difficulty), `top_jsd`.
         rule: What orders the rows of a cluster under `ours`: `ies`, `jsd`, `length`, `random` or `power:ALPHA`.
         power: A cluster's share of the budget goes with its CDS to this power, >= 0.
+        size_power: And with its size to this power, >= 0: 0 as published, 1 tilts the pool's own mix.
         even: Part of the budget that follows the clusters' sizes instead, 0 ... 1.
         cluster_prior: What clusters are worth, by number; 1 where not named.
         source_prior: What sources are worth, by name; 1 where not named. A cluster is worth the mean over its rows.
@@ -52,6 +53,7 @@ class PickConfig:
     method: Method = "ours"
     rule: str = "ies"
     power: float = 1.0
+    size_power: float = 0.0
     even: float = 0.0
     cluster_prior: tuple[tuple[int, float], ...] = ()
     source_prior: tuple[tuple[str, float], ...] = ()
@@ -73,7 +75,7 @@ class PickConfig:
         for name in ("even", "floor", "ceiling"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} is a part of the budget, 0 ... 1. Got {getattr(self, name)}")
-        for name in ("power", "prior_rows", "noise"):
+        for name in ("power", "size_power", "prior_rows", "noise"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be finite and at least 0. Got {getattr(self, name)}")
         for each, worth in (*self.cluster_prior, *self.source_prior):
@@ -91,7 +93,7 @@ class PickConfig:
         if self.method != "paper":
             names += ["prior_rows", "noise"]
         if self.method == "ours":
-            names += ["rule", "power", "even", "cluster_prior", "source_prior", "floor", "ceiling"]
+            names += ["rule", "power", "size_power", "even", "cluster_prior", "source_prior", "floor", "ceiling"]
         if self.filter == "contradiction":
             names += ["other"]
         return {"conflicts": self.filter, **{name: getattr(self, name) for name in names}}

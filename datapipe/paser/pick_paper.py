@@ -40,7 +40,8 @@ def picks_of_paper(rows: PickRows, damage: Degradation, config: PickConfig, *, c
     kept, asked, allowed = np.zeros((3, len(preferred)), np.bool_)
     allowed[:] = True
     against = np.full(len(preferred), -1, np.int64)
-    graph, sequence = ConceptGraph(), []
+    graph = ConceptGraph()
+    sequence: list[int] = []
     for cluster in range(rows.clusters):
         left = int(quotas[cluster])
         for row in preferred[rows.labels[preferred] == cluster].tolist():

@@ -23,7 +23,7 @@ def weights_of(rows: PickRows, damage: Degradation, config: PickConfig, costs: I
     Args:
         rows: The pool.
         damage: Its clusters.
-        config: Power, even part and priors.
+        config: Powers, even part and priors.
         costs: What each row takes of the budget, int64 (rows,): 1, or its tokens.
 
     Raises:
@@ -33,7 +33,9 @@ def weights_of(rows: PickRows, damage: Degradation, config: PickConfig, costs: I
     prior = _prior(rows, config)
     sizes = np.bincount(rows.labels, costs, rows.clusters).astype(np.int64)
     scores = np.zeros(rows.clusters) if undamaged(damage) else damage.score
-    return shares_by_damage(scores, prior=prior, sizes=sizes, power=config.power, even=config.even)
+    return shares_by_damage(
+        scores, prior=prior, sizes=sizes, power=config.power, size_power=config.size_power, even=config.even
+    )
 
 
 def quotas_of(weights: Float64, available: Int64, config: PickConfig, budget: int) -> Int64:

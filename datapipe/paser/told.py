@@ -49,6 +49,8 @@ def reasons(pick: PickConfig, *, survey: bool) -> tuple[str, ...]:
 
 def _ours(pick: PickConfig) -> list[str]:
     part = _POWERS.get(pick.power, f"by its damage to the power {pick.power:g}")
+    if pick.size_power:
+        part += " and its size" + (f" to the power {pick.size_power:g}" if pick.size_power != 1.0 else "")
     sizes = f", but {100 * pick.even:g} % of it by size" if pick.even else ""
     share = f"Each skill gets its part of the budget {part}{sizes}; what a skill cannot use goes to the others."
     worth = "Skills are weighted by what they, or their sources, are worth to the user."

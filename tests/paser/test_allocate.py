@@ -52,7 +52,8 @@ def test_damage_is_winsorised_shrunk_and_has_an_interval() -> None:
     damage[5], damage[801] = 50.0, np.nan
     found = degradation(damage, labels, clusters=3)
     assert found.mean[0] == pytest.approx(0.305, abs=0.003)
-    assert found.low[0] < found.mean[0] < found.high[0]
+    assert found.low[0] < found.score[0] < found.high[0] < found.mean[0]
+    assert found.low[2] <= found.score[2] <= found.high[2]
     assert found.measured.tolist() == [400, 400, 1]
     assert found.rows.tolist() == [400, 400, 2]
     assert 0.15 < found.score[2] < 0.21
@@ -71,6 +72,8 @@ def test_a_prior_and_an_even_part_change_the_shares() -> None:
     assert shares_by_damage(scores, prior=np.array([0.0, 3.0]), sizes=sizes, even=0.5) == pytest.approx([0.0, 1.0])
     assert shares_by_damage(scores, sizes=sizes, even=1.0) == pytest.approx([0.75, 0.25])
     assert shares_by_damage(np.array([0.2, 0.1]), power=0.0) == pytest.approx([0.5, 0.5])
+    tilted = shares_by_damage(np.array([0.2, 0.1]), sizes=np.array([100, 300]), size_power=1.0)
+    assert tilted == pytest.approx([0.4, 0.6])
 
 
 def test_tokens_are_filled_from_the_best_row_on_and_a_row_too_long_is_passed_over() -> None:

@@ -127,6 +127,7 @@ def record_seconds(
     """
     known = _timings(out)
     content = {
+        **known,
         "stages": [plain(timing) for timing in stages] if stages is not None else known["stages"],
         "made": {**known["made"], **(made or {})},
     }

@@ -51,7 +51,7 @@ def map_2d(vectors: Float32, *, seed: int) -> tuple[Float32, Method]:
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if bad.size:
         raise VectorError(f"a map needs finite vectors; row {bad[0]} is not")
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     with threadpool_limits(limits=1):
         flat = principal_components(vectors)

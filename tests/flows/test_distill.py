@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.testing.utilities import prefect_test_harness
 
 import datapipe
 from datapipe.errors import ConfigError
@@ -16,22 +14,9 @@ from flows.distill import distill_flow
 from tests.runs import contents
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-# Prefect opens sockets and databases that it leaves to the garbage collector.
-pytestmark = [pytest.mark.prefect, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
-
 OPTIONS: dict[str, Any] = {"strategy": "random", "text_column": "text", "label_column": "label_name"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
-    os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
-    os.environ["DO_NOT_TRACK"] = "1"
-    with prefect_test_harness(server_startup_timeout=90):
-        yield
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +12,6 @@ import yaml  # type: ignore[import-untyped]
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ParameterTypeError
 from prefect.flows import load_flow_from_entrypoint
-from prefect.testing.utilities import prefect_test_harness
 
 import datapipe
 from datapipe.errors import ConfigError
@@ -25,22 +23,8 @@ from tests.provence.training.test_train_command import CONFIG, written
 from tests.runs import ROOT, contents
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from prefect import Flow
     from prefect.deployments.runner import RunnerDeployment
-
-# Prefect opens sockets and databases that it leaves to the garbage collector.
-pytestmark = [pytest.mark.prefect, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
-    os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
-    os.environ["DO_NOT_TRACK"] = "1"
-    with prefect_test_harness(server_startup_timeout=90):
-        yield
 
 
 @pytest.fixture

@@ -37,8 +37,9 @@ lint: $(STAMP)
 	$(BIN)/mypy --num-workers 2
 	$(BIN)/lint-imports
 
+# Two processes of two threads each would wait for one another.
 test: lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not gpu' tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not gpu' tests
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m 'slow and not gpu' tests

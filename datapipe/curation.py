@@ -7,9 +7,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -20,11 +18,11 @@ from datapipe.executors.choose import make_executor
 from datapipe.pipeline import Pipeline
 from datapipe.progress import Only
 from datapipe.publication import files_of, publish_run
-from datapipe.runs import CurateResult, record_seconds, run_manifest
+from datapipe.runs import CurateResult, known_digests, record_seconds, remember_digests, run_manifest
 from datapipe.settings import Settings
 from datapipe.stages.build import Wiring
 from datapipe.stages.columns import text_columns
-from datapipe.storage.atomic import explain_os_error, make_folder, write_atomically
+from datapipe.storage.atomic import scratch_folder
 from datapipe.storage.lock import exclusive
 from datapipe.storage.stage import StageStore
 
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
     from datapipe.stages.history import History
     from datapipe.storage.source import Source
 
-DIGESTS = ".source-digests.json"
 SCRATCH = ".scratch"
 
 
@@ -184,41 +181,31 @@ class Curation:
         return exclusive(self.out)
 
     def _make(self, *, progress: Progress | None, until: str | None) -> dict[str, StageOutput]:
-        scratch = self.out / SCRATCH
-        shutil.rmtree(scratch, ignore_errors=True)
-        make_folder(scratch)
-        try:
-            pipeline = Pipeline(self.wiring.stages(self._source_digests()))
-            outputs = pipeline.run(
-                StageStore(self.out / "stages"),
-                self._executor,
-                scratch=scratch,
-                progress=progress,
-                until=until,
-                check=lambda output: self._check(output, pipeline.timings[-1]),
-            )
-            self._timings = pipeline.timings
-        except OSError as error:
-            if error.errno is None:
-                raise
-            raise explain_os_error(error, self.out) from error
-        finally:
-            self._end()
-            shutil.rmtree(scratch, ignore_errors=True)
+        with scratch_folder(self.out, SCRATCH) as scratch:
+            try:
+                pipeline = Pipeline(self.wiring.stages(self._source_digests()))
+                outputs = pipeline.run(
+                    StageStore(self.out / "stages"),
+                    self._executor,
+                    scratch=scratch,
+                    progress=progress,
+                    until=until,
+                    check=lambda output: self._check(output, pipeline.timings[-1]),
+                )
+                self._timings = pipeline.timings
+            finally:
+                self._end()
         return outputs
 
     @cached_property
     def _known_digests(self) -> dict[str, str]:
         """Digests of files that have been read before, as the run folder remembers them."""
-        try:
-            return dict(json.loads((self.out / DIGESTS).read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
-            return {}
+        return known_digests(self.out)
 
     def _source_digests(self) -> tuple[str, ...]:
         """Digests of the source files; those of unchanged files are remembered in the run folder."""
         digests = self.source.digests(self._known_digests)
-        write_atomically(self.out / DIGESTS, json.dumps(self._known_digests, indent=1).encode())
+        remember_digests(self.out, self._known_digests)
         return digests
 
     def _check(self, output: StageOutput, timing: StageTiming) -> None:

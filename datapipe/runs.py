@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from datapipe.stages.build import Wiring
     from datapipe.storage.source import Source
 
+DIGESTS = ".source-digests.json"
 TIMINGS = "timings.json"
 """Of a run folder: `stages`, how long each took the last time, and `made`, how long when it was made."""
 
@@ -132,6 +133,19 @@ def record_seconds(
         "made": {**known["made"], **(made or {})},
     }
     write_atomically(out / TIMINGS, json.dumps(content, indent=1).encode())
+
+
+def known_digests(out: Path) -> dict[str, str]:
+    """Digests of source files that have been read before, as the run folder remembers them; see `Source.digests`."""
+    try:
+        return dict(json.loads((out / DIGESTS).read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
+
+
+def remember_digests(out: Path, known: Mapping[str, str]) -> None:
+    """Write them down, at once."""
+    write_atomically(out / DIGESTS, json.dumps(known, indent=1).encode())
 
 
 def _timings(out: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datapipe.errors import ConfigError
+from datapipe.metrics.knn import on_device
 from datapipe.metrics.pool import run_blocks
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ MOST_PAIRS = 50_000_000
 _QUERIES = 512  # rows of a block on the host
 _RESIDENT_BYTES = 24 << 30  # bits that an accelerator holds as a whole
 _TILE = 4096  # rows that a block is compared with in one product
-_UPLOADED = 1 << 18  # rows sent to an accelerator at once
 _SLACK = 1e-5  # by which a float32 product may miss a cosine
 _RESCORED = 1 << 12  # pairs whose vectors are held in float64 at once
 _WALK = 1 << 20  # pairs turned into Python numbers at once
@@ -197,7 +197,7 @@ class _Pairs:
         """Both rows of each pair, int64 (pairs,), and their cosine, float32 (pairs,), in the order of the lists."""
         _ = self.lists.scales  # before threads ask for it
         if self.device != "cpu" and self.lists.codes.nbytes <= _RESIDENT_BYTES:
-            self._resident = _on_device(self.lists, self.device)
+            self._resident = on_device(self.lists, self.device)
         rows = _QUERIES if self.device == "cpu" else _TILE
         others: list[set[int]] = [set() for _ in range(len(self.lists))]
         for one, row in enumerate(self.near.tolist()):
@@ -258,17 +258,6 @@ class _Pairs:
             return torch.from_numpy(self.lists.unit(places)).to(self.device)
         bits, scales = self._resident
         return bits[places].float() * scales[places, None]
-
-
-def _on_device(lists: VectorLists, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The vectors as they are, bfloat16 (rows, dim), and what makes them unit vectors, float32 (rows,)."""
-    import torch
-
-    bits = torch.empty(lists.codes.shape, dtype=torch.bfloat16, device=device)
-    for start in range(0, len(bits), _UPLOADED):
-        part = np.ascontiguousarray(lists.codes[start : start + _UPLOADED])
-        bits[start : start + _UPLOADED] = torch.from_numpy(part).view(torch.bfloat16).to(device)
-    return bits, torch.from_numpy(lists.scales).to(device)
 
 
 def exact_cosines(lists: VectorLists, one: Int64, other: Int64) -> Float64:

@@ -11,7 +11,6 @@ grow by it, so count a budget of tokens afterwards (`tokens`). Raises `ConfigErr
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,20 +185,11 @@ def _check(*, max_new_tokens: int, temperature: float, top_p: float, seed: int, 
 
 def _run(pipeline: Pipeline, folder: Path, progress: Progress | None) -> dict[str, StageOutput]:
     from datapipe.executors.local import LocalExecutor
-    from datapipe.storage.atomic import explain_os_error, make_folder
+    from datapipe.storage.atomic import scratch_folder
     from datapipe.storage.stage import StageStore
 
-    scratch = folder / SCRATCH
-    shutil.rmtree(scratch, ignore_errors=True)
-    make_folder(scratch)
-    try:
+    with scratch_folder(folder, SCRATCH) as scratch:
         return pipeline.run(StageStore(folder / "stages"), LocalExecutor(), scratch=scratch, progress=progress)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise explain_os_error(error, folder) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _publish(

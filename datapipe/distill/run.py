@@ -194,10 +194,8 @@ def _made(
     lesson: Lesson, alpha: Alpha, contradiction: float, progress: Progress | None
 ) -> tuple[dict[str, StageOutput], list[StageTiming]]:
     """Run the stages that are missing; returns the outputs of both, and how long they took."""
-    import shutil
-
     from datapipe.executors.local import LocalExecutor
-    from datapipe.storage.atomic import explain_os_error, make_folder
+    from datapipe.storage.atomic import scratch_folder
     from datapipe.storage.stage import StageStore
 
     store = StageStore(lesson.folder / "stages")
@@ -212,18 +210,11 @@ def _made(
     given = {**lesson.outputs, **({"teach": wider} if wider is not None else {})}
     own = [] if wider is not None else [lesson.stage()]
     pipeline = Pipeline([*own, WriteSoftLabels(settings)], given=given)
-    scratch = lesson.folder / SCRATCH
-    shutil.rmtree(scratch, ignore_errors=True)
-    make_folder(scratch)
-    try:
-        outputs = pipeline.run(store, LocalExecutor(lesson.threads), scratch=scratch, progress=progress)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise explain_os_error(error, lesson.folder) from error
-    finally:
-        lesson.close()
-        shutil.rmtree(scratch, ignore_errors=True)
+    with scratch_folder(lesson.folder, SCRATCH) as scratch:
+        try:
+            outputs = pipeline.run(store, LocalExecutor(lesson.threads), scratch=scratch, progress=progress)
+        finally:
+            lesson.close()
     return {name: outputs[name] for name in LABEL_STAGES}, pipeline.timings
 
 

@@ -173,7 +173,7 @@ class _Search:
         """Compare every list with those that it is near to and those that are near to it."""
         _ = self.lists.scales  # before threads ask for it
         if self.device != "cpu" and self.lists.codes.nbytes <= _RESIDENT_BYTES:
-            self._resident = _on_device(self.lists, self.device)
+            self._resident = on_device(self.lists, self.device)
         compared = [set(row) for row in self.near.tolist()]
         others: list[set[int]] = [set() for _ in compared]
         for one, row in enumerate(compared):
@@ -265,7 +265,7 @@ def _cut(lists: VectorLists, number: int, rows: int) -> list[slice]:
     return [slice(start, min(start + rows, end)) for start in range(low, end, rows)]
 
 
-def _on_device(lists: VectorLists, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+def on_device(lists: VectorLists, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The vectors as they are, bfloat16 (rows, dim), and what makes them unit vectors, float32 (rows,)."""
     import torch
 

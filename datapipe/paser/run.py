@@ -10,8 +10,6 @@ stopped, and another pruned model costs its own pass alone.
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -206,15 +204,11 @@ def wired(
 
 def _digests(source: Source, folder: Path) -> tuple[str, ...]:
     """Digests of the pool's files; those of unchanged files are remembered in the run folder."""
-    from datapipe.storage.atomic import write_atomically
+    from datapipe.runs import known_digests, remember_digests
 
-    path = folder / ".source-digests.json"
-    try:
-        known = dict(json.loads(path.read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
-        known = {}
+    known = known_digests(folder)
     digests = source.digests(known)
-    write_atomically(path, json.dumps(known, indent=1).encode())
+    remember_digests(folder, known)
     return digests
 
 
@@ -224,21 +218,12 @@ def _made(
     """Run the stages that are missing; returns the outputs of all, and how long they took."""
     from datapipe.executors.local import LocalExecutor
     from datapipe.pipeline import Pipeline
-    from datapipe.storage.atomic import explain_os_error, make_folder
+    from datapipe.storage.atomic import scratch_folder
     from datapipe.storage.stage import StageStore
 
-    scratch = folder / SCRATCH
-    shutil.rmtree(scratch, ignore_errors=True)
-    make_folder(scratch)
     pipeline = Pipeline(wiring.stages(digests))
-    try:
+    with scratch_folder(folder, SCRATCH) as scratch:
         outputs = pipeline.run(
             StageStore(folder / "stages"), LocalExecutor(wiring.workers), scratch=scratch, progress=progress
         )
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise explain_os_error(error, folder) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return outputs, pipeline.timings

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from datapipe.embedding.text import EmbeddedTexts
     from datapipe.pipeline import ShardFunction, Tick
     from datapipe.workers.protocol import Worker
 
@@ -90,18 +91,9 @@ class Embed(ShardStage):
         import numpy as np
         import pyarrow as pa
 
-        from datapipe.embedding.text import embed_texts
         from datapipe.storage.vectors import encode, vector_field
 
-        texts = rows["text"].to_pylist()
-        vectors = np.empty((len(texts), self.dim), np.float32)
-        tokens = np.empty(len(texts), np.int32)
-        truncated = np.empty(len(texts), np.bool_)
-        rows_at_once = self.config.slice_rows
-        for start in range(0, len(texts), rows_at_once):
-            part = slice(start, min(start + rows_at_once, len(texts)))
-            vectors[part], tokens[part], truncated[part] = embed_texts(worker, texts[part], model=self.model)
-            tick(part.stop - part.start)
+        vectors, tokens, truncated = self.vectors_of(worker, rows["text"].to_pylist(), tick)
         schema = pa.schema(
             [
                 rows.schema.field("row_id"),
@@ -113,3 +105,25 @@ class Embed(ShardStage):
         columns = [rows["row_id"].combine_chunks(), encode(vectors), pa.array(tokens), pa.array(truncated)]
         facts = {"tokens": int(tokens.sum(dtype=np.int64)), "truncated": int(truncated.sum())}
         return pa.Table.from_arrays(columns, schema=schema), facts
+
+    def vectors_of(self, worker: Worker, texts: Sequence[str], tick: Tick) -> EmbeddedTexts:
+        """Embed texts, slice by slice.
+
+        Args:
+            worker: Runs the model.
+            texts: One a row.
+            tick: Is called with the rows just done.
+        """
+        import numpy as np
+
+        from datapipe.embedding.text import EmbeddedTexts, embed_texts
+
+        vectors = np.empty((len(texts), self.dim), np.float32)
+        tokens = np.empty(len(texts), np.int32)
+        truncated = np.empty(len(texts), np.bool_)
+        rows_at_once = self.config.slice_rows
+        for start in range(0, len(texts), rows_at_once):
+            part = slice(start, min(start + rows_at_once, len(texts)))
+            vectors[part], tokens[part], truncated[part] = embed_texts(worker, texts[part], model=self.model)
+            tick(part.stop - part.start)
+        return EmbeddedTexts(vectors, tokens, truncated)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -107,3 +108,23 @@ def remove_leftovers(folder: Path) -> int:
     for path in leftovers:
         path.unlink(missing_ok=True)
     return len(leftovers)
+
+
+@contextmanager
+def scratch_folder(folder: Path, name: str) -> Iterator[Path]:
+    """An empty folder inside a run folder, gone at the end; what the system refuses meanwhile is explained.
+
+    Raises:
+        OutputError: The disk is full or cannot be written.
+    """
+    scratch = folder / name
+    shutil.rmtree(scratch, ignore_errors=True)
+    make_folder(scratch)
+    try:
+        yield scratch
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise explain_os_error(error, folder) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -42,15 +42,6 @@ STATES_BYTES = 128 << 20
 USUAL_TOKENS, USUAL_WIDTH = 256, 4_096
 
 
-class FurtherSurvey(Survey):
-    """The survey of a pruned model after the first."""
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """`survey_LABEL`."""
-        return f"survey_{self.label}"
-
-
 class RecoveryWiring:
     """Columns, models and stages of a run.
 
@@ -161,7 +152,7 @@ class RecoveryWiring:
         asked: dict[str, Any] = {"power": own.pick.power, "seed": own.seed}
         return [
             Survey.of(models, first, **asked),
-            *(FurtherSurvey.of(models, label, **asked) for label in others),
+            *(Survey.of(models, label, **asked, further=True) for label in others),
         ]
 
     @property

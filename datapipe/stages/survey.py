@@ -56,14 +56,20 @@ class Survey(SetStage):
         run_by: The original and its damaged versions.
         label: Which version.
         settings: See `SurveyConfig`.
+        further: Whether another version is surveyed in the same run, under the plain name.
     """
 
-    name: ClassVar[str] = "survey"
     version: ClassVar[int] = 1
 
     run_by: Models
     label: str
     settings: SurveyConfig
+    further: bool = False
+
+    @property
+    def name(self) -> str:
+        """`survey`, or `survey_LABEL` of a further version."""
+        return f"survey_{self.label}" if self.further else "survey"
 
     @classmethod
     def of(
@@ -75,10 +81,12 @@ class Survey(SetStage):
         first: int = 32,
         power: float = 1.0,
         seed: int = 0,
+        further: bool = False,
     ) -> Self:
         """The stage for one of the models' labels."""
         read = ReadConfig.of(models)
-        return cls(models, label, SurveyConfig(read=read, tolerance=tolerance, first=first, power=power, seed=seed))
+        settings = SurveyConfig(read=read, tolerance=tolerance, first=first, power=power, seed=seed)
+        return cls(models, label, settings, further)
 
     @property
     def config(self) -> SurveyConfig:
